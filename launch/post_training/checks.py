@@ -23,7 +23,7 @@ from launch.runs.saved_run import find_checkpoint_folder, model_section
 from launch.training.train_rank import Prepared
 from parallel.checkpoint.folders import list_checkpoints
 from parallel.checkpoint.handle import read_checkpoint_header
-from parallel.checkpoint.manifest import encode_manifest
+from parallel.checkpoint.manifest import manifest_digest
 from parallel.engines.capabilities import capabilities_of
 from parallel.layout.config import BatchConfig
 from parallel.layout.layout import Layout, resolve_layout
@@ -227,8 +227,7 @@ def plan_model(config: RunConfig, source: Path, world_size: int, *, key: str, ki
             f"{key} is invalid: its model reads {model.n_ctx} tokens, but data.seq_len = {config.data.seq_len}. Use a "
             f"model with a longer context, or data.seq_len = {model.n_ctx}"
         )
-    digest = hashlib.sha256(encode_manifest(header.manifest)).hexdigest()
-    return ModelPlan(source, model, lay_out(config, model, world_size), saved, digest)
+    return ModelPlan(source, model, lay_out(config, model, world_size), saved, manifest_digest(header.manifest))
 
 
 def lay_out(config: RunConfig, model: ModelConfig, world_size: int) -> Layout:

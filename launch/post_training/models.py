@@ -19,6 +19,7 @@ from launch.training.build import ENDS
 from launch.training.resume import RunStart
 from launch.training.train_rank import Prepared
 from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
+from parallel.checkpoint.manifest import manifest_digest
 from parallel.engines import choose
 from parallel.engines.settings import EngineSettings
 from parallel.layout.mesh import Mesh, build_mesh
@@ -125,9 +126,16 @@ class EngineMaker:
         if known is not None:
             if not Path(known).is_dir():
                 raise ConfigError(f"{known} is missing: this run started its model '{name}' from it. Restore it")
-            return verify_checkpoint(Path(known))
+            checkpoint = verify_checkpoint(Path(known))
+            if self.state.digests.get(name) not in (None, manifest_digest(checkpoint.manifest)):
+                raise ConfigError(
+                    f"{known} is another checkpoint than the one that this run started its model '{name}' from, such "
+                    f"as one that was calibrated since. Restore it, or start a new run"
+                )
+            return checkpoint
         _, checkpoint, _ = find_checkpoint(self.parts.plans[name].source, None)
         self.state.models[name] = str(checkpoint.path.absolute())
+        self.state.digests[name] = manifest_digest(checkpoint.manifest)
         return checkpoint
 
 

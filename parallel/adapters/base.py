@@ -4,13 +4,12 @@ With `adapter.save_base = false`, state.json names the base run's checkpoint and
 the digests of all its files.
 """
 
-import hashlib
 import os
 from pathlib import Path
 
 from gpt.errors import ConfigError
 from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
-from parallel.checkpoint.manifest import MANIFEST, encode_manifest
+from parallel.checkpoint.manifest import MANIFEST, manifest_digest
 
 BASE = "base"  # key in a checkpoint's state
 
@@ -21,7 +20,7 @@ def reference_to(base: Checkpoint, run_directory: Path) -> dict[str, str]:
     return {
         "path": str(path),
         "from_run": os.path.relpath(path, run_directory.absolute()),
-        "manifest_sha256": _digest(base),
+        "manifest_sha256": manifest_digest(base.manifest),
     }
 
 
@@ -44,13 +43,9 @@ def _base_of(checkpoint: Checkpoint, reference: dict[str, str]) -> Checkpoint:
     for path in paths:
         if (path / MANIFEST).is_file():
             base = verify_checkpoint(path)
-            if _digest(base) == reference["manifest_sha256"]:
+            if manifest_digest(base.manifest) == reference["manifest_sha256"]:
                 return base
     raise ConfigError(
         f"{checkpoint.path} holds adapters alone, and their base model is no more at {' or '.join(map(str, paths))}: "
         "put this checkpoint back there"
     )
-
-
-def _digest(checkpoint: Checkpoint) -> str:
-    return hashlib.sha256(encode_manifest(checkpoint.manifest)).hexdigest()

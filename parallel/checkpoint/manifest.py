@@ -83,6 +83,11 @@ def encode_manifest(manifest: CheckpointManifest) -> bytes:
     return _canonical({**body, "digest": hashlib.sha256(_canonical(body)).hexdigest()})
 
 
+def manifest_digest(manifest: CheckpointManifest) -> str:
+    """The SHA-256 of a manifest, which has the digests of all files: it tells a checkpoint from any other."""
+    return hashlib.sha256(encode_manifest(manifest)).hexdigest()
+
+
 def read_manifest(path: Path) -> CheckpointManifest:
     """Read and check the manifest. CheckpointError: it is missing, damaged, or of another format or version."""
     if not os.path.lexists(path / MANIFEST):

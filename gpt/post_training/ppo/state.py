@@ -1,6 +1,6 @@
 """The state of a PPO run after so many iterations. All of it goes into each checkpoint, equal on every rank."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpt.post_training.kl import adapted_beta
 from gpt.post_training.ppo.config import PPOConfig
@@ -10,11 +10,12 @@ from gpt.training.run import LoopState
 @dataclass
 class PPOState:
     """`loop`: the part that every run has; its step counts iterations. `models`: the checkpoints that the frozen models
-    and the value model started from, by name, so that a resumed run finds the same ones."""
+    and the value model started from, by name, so that a resumed run finds the same ones; `digests` recognise them."""
 
     loop: LoopState
     beta: float
     models: dict[str, str]
+    digests: dict[str, str] = field(default_factory=dict)
     nan_rewards: int = 0  # episodes that no reward could score, of the whole run
 
     @property
@@ -24,14 +25,19 @@ class PPOState:
 
     def to_loop(self) -> LoopState:
         """The loop's state with all of this in it, for a checkpoint."""
-        self.loop.phases = {"beta": self.beta, "models": self.models, "nan_rewards": self.nan_rewards}
+        self.loop.phases = {
+            "beta": self.beta,
+            "models": self.models,
+            "digests": self.digests,
+            "nan_rewards": self.nan_rewards,
+        }
         return self.loop
 
     @classmethod
     def from_loop(cls, loop: LoopState) -> "PPOState":
         """Restore the result of `to_loop`."""
         own = loop.phases
-        return cls(loop, float(own["beta"]), dict(own["models"]), int(own["nan_rewards"]))
+        return cls(loop, float(own["beta"]), dict(own["models"]), dict(own.get("digests", {})), int(own["nan_rewards"]))
 
     def adapt_beta(self, config: PPOConfig, *, kl: float, episodes: int) -> None:
         """Move beta so that the KL in nats a response approaches `target_kl` (arXiv 1909.08593, section 2.2)."""

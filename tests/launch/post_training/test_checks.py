@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from gpt.errors import ConfigError
+from gpt.post_training.ppo.state import PPOState
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.token_files.files import TokenFileWriter
 from launch.config.run_config import read_run_config
 from launch.post_training.checks import check_ppo
-from launch.post_training.models import starting_state
+from launch.post_training.models import EngineMaker, starting_state
 from launch.post_training.train_ppo import prepare
 from launch.processes.environment import ClusterEnvironment
 from launch.training.resume import fresh_start
@@ -93,3 +94,18 @@ def test_rollouts_of_another_run_in_the_same_folder_have_another_digest(instruct
     others = [("--run.seed", "4"), ("--objective.max_response_tokens", "11")]
     for words in others:
         assert digest(*words) != first
+
+
+def test_a_model_that_was_written_again_since_the_start_is_refused(instruct: Any, tmp_path: Path) -> None:
+    """A calibrated reward model takes the name of the old one: a resumed run must not score by it."""
+    found = prepared(instruct, tmp_path / "run")
+    state = starting_state(found.parts, fresh_start(found.base.config))
+    mesh: Any = None  # for engines alone
+    maker = EngineMaker(found.base, found.parts, mesh, state)
+    path = maker.checkpoint("rewards/rm").path
+    resumed = PPOState.from_loop(state.to_loop())
+    assert resumed == state
+    assert EngineMaker(found.base, found.parts, mesh, resumed).checkpoint("rewards/rm").path == path
+    resumed.digests["rewards/rm"] = "0" * 64
+    with pytest.raises(ConfigError, match=r"is another checkpoint than the one that this run started its model 'rewar"):
+        EngineMaker(found.base, found.parts, mesh, resumed).checkpoint("rewards/rm")
