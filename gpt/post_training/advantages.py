@@ -83,15 +83,3 @@ def group_advantages(scores: Tensor, *, group_size: int, scale: bool = True) -> 
         deviation = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
         centred = centred / (deviation + 1e-4)
     return centred.view(-1)
-
-
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 for a perfect critic, 0 for one that knows nothing.
-
-    NaN where the returns do not vary.
-    """
-    kept = returns[mask].double()
-    variance = kept.var(correction=0) if len(kept) else torch.zeros((), dtype=torch.float64)
-    if not variance > 0:
-        return float("nan")
-    return float(1 - (kept - values[mask].double()).var(correction=0) / variance)

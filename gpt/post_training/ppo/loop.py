@@ -87,7 +87,7 @@ class PPOLoop:
             return self.finish(step)
         episodes = self.rollouts.read(step).trimmed(setup.trim_to)
         with self.phase("scoring", step):
-            experience = score(episodes, setup, models, step=step, beta=state.beta, beat=self.beat("scoring", step))
+            experience = score(episodes, setup, models, beta=state.beta, beat=self.beat("scoring", step))
         with self.phase("training", step):
             updates = update(
                 experience,
@@ -109,8 +109,10 @@ class PPOLoop:
         setup, state = self.setup, self.state
         beta = state.beta if setup.group is None else setup.group.beta
         values = iteration_values(experience, updates, setup, self.models.policy, step=step, beta=beta)
-        state.nan_rewards += int(values["ppo/nan_rewards"])
-        state.adapt_beta(setup.config, kl=values["ppo/kl"], episodes=setup.episodes)
+        unscored = int(values["ppo/nan_rewards"])
+        state.nan_rewards += unscored
+        if updates.policy:  # the KL of a policy that does not learn yet says nothing about beta
+            state.adapt_beta(setup.config, kl=values["ppo/kl"], episodes=setup.episodes - unscored)
         if self.metrics is None:
             return
         values |= {

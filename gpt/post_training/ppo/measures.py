@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gpt.post_training.kl import kl_estimate, kl_per_response
 from gpt.post_training.ppo.models import PPOSetup, exchange
 from gpt.post_training.ppo.scoring import Experience
 from gpt.post_training.ppo.updates import Updates, mean_metric
@@ -46,7 +47,8 @@ def iteration_values(
         "ppo/episodes": float(step * setup.episodes),
     }
     if returns_variance > 0:
-        values["ppo/explained_variance"] = 1.0 - sums["value_error_squared"] / tokens / returns_variance
+        error_variance = sums["value_error_squared"] / tokens - (sums["value_error"] / tokens) ** 2
+        values["ppo/explained_variance"] = 1.0 - error_variance / returns_variance
     if experience.gold is not None:
         values["ppo/gold_reward"] = sums["gold"] / counted
     for name in experience.by_name:
@@ -57,9 +59,9 @@ def iteration_values(
 def episode_sums(experience: Experience) -> Numbers:
     """Sums over this data rank's episodes and tokens, in float64."""
     episodes, mask, counted = experience.episodes, experience.mask, experience.counted
-    old, lengths = experience.old_log_probs.double(), episodes.response_tokens.double()
-    kl = ((old - experience.reference_log_probs.double()) * mask).sum(1)  # (n,)
-    gap = (old - episodes.log_probs.double()).abs() * mask
+    lengths = episodes.response_tokens.double()
+    kl = kl_of(experience)
+    gap = (experience.log_probs.double() - episodes.log_probs.double()).abs() * mask
     returns, values = experience.returns.double()[mask], experience.old_values.double()[mask]
     rewards = experience.rewards[counted]
     sums = {
@@ -75,6 +77,7 @@ def episode_sums(experience: Experience) -> Numbers:
         "sampler_gap_max": float(gap.max()),
         "returns": total(returns),
         "returns_squared": total(returns**2),
+        "value_error": total(returns - values),
         "value_error_squared": total((returns - values) ** 2),
         "counted_length": total(lengths[counted]),
         "length_squared": total(lengths[counted] ** 2),
@@ -84,6 +87,12 @@ def episode_sums(experience: Experience) -> Numbers:
     if experience.gold is not None:
         sums["gold"] = total(experience.gold[counted].nan_to_num())
     return sums
+
+
+def kl_of(experience: Experience) -> Tensor:
+    """The KL of each response w.r.t. the reference in nats (k1), (n,) float64."""
+    old, reference, mask = experience.old_log_probs, experience.reference_log_probs, experience.mask
+    return kl_per_response(kl_estimate(old.double(), reference.double(), mask, estimator="k1"), mask)
 
 
 def total(values: Tensor) -> float:
@@ -136,7 +145,7 @@ def _mean_loss(results: Iterable[Any]) -> float:
 def sample_lines(experience: Experience, setup: PPOSetup, *, step: int) -> list[dict[str, Any]]:
     """Lines of samples.jsonl: the first episodes of the main rank, with reward, KL and length."""
     episodes = experience.episodes.rows(0, SAMPLES)
-    kl = ((experience.old_log_probs - experience.reference_log_probs) * experience.mask).sum(1)
+    kl = kl_of(experience)
     lines = []
     for row, (prompt, response) in enumerate(zip(episodes.prompts(), episodes.responses(), strict=True)):
         line: dict[str, Any] = {

@@ -31,6 +31,7 @@ class Experience:
     rewards: Tensor
     by_name: dict[str, Tensor]  # each reward and gold reward, (n,)
     gold: Tensor | None
+    log_probs: Tensor  # (n, t), of the policy before the update
     old_log_probs: Tensor  # (n, t)
     reference_log_probs: Tensor  # (n, t)
     old_values: Tensor  # (n, t)
@@ -45,7 +46,7 @@ class Experience:
 
 
 def score(
-    episodes: Episodes, setup: PPOSetup, models: PPOModels, *, step: int, beta: float, beat: Callable[[], None]
+    episodes: Episodes, setup: PPOSetup, models: PPOModels, *, beta: float, beat: Callable[[], None]
 ) -> Experience:
     """Score a data rank's episodes. Every rank must call it. ConfigError: a reward function failed on any rank."""
     config = setup.config
@@ -76,15 +77,16 @@ def score(
     mean = total / max(count, 1.0)
     if config.whiten_advantages:
         advantages = whiten(advantages, mask, sums)
-    # Replayed rollouts of older weights are off-policy: their ratio is w.r.t. the weights that wrote them.
-    old_log_probs = log_probs if episodes.version == step - 1 else episodes.log_probs
+    # Replayed rollouts may be those of other weights of the same step: the ratio is w.r.t. the weights that wrote them.
+    old_log_probs = episodes.log_probs if config.rollouts == "replay" else log_probs
     return Experience(
         episodes=episodes,
         mask=mask,
         rewards=rewards,
         by_name=by_name,
         gold=weighted_sum(by_name, config.gold, like=episodes) if config.gold else None,
-        old_log_probs=old_log_probs,
+        log_probs=log_probs,
+        old_log_probs=old_log_probs.masked_fill(~mask, 0.0),
         reference_log_probs=reference,
         old_values=old_values,
         advantages=advantages,

@@ -3,13 +3,10 @@
 The faults in the names were found in other programs; shared/reference/instructgpt.md lists them.
 """
 
-import math
-
 import pytest
 import torch
 
 from gpt.post_training.advantages import (
-    explained_variance,
     gae,
     group_advantages,
     last_index,
@@ -151,12 +148,3 @@ def test_group_advantages_equal_grpo():
 def test_a_score_that_is_not_a_number_moves_no_other():
     found = group_advantages(torch.tensor([1.0, NAN, 3.0]), group_size=3, scale=False)
     assert found.tolist() == [-1.0, 0.0, 1.0]
-
-
-def test_explained_variance():
-    mask, returns, noise, *_ = responses()
-    assert explained_variance(returns, returns, mask) == 1.0
-    constant = torch.zeros_like(returns).masked_fill(~mask, NAN)
-    assert explained_variance(constant, returns, mask) == pytest.approx(0.0, abs=1e-12)
-    assert explained_variance(noise, returns, mask) < 1.0
-    assert math.isnan(explained_variance(noise, constant, mask))

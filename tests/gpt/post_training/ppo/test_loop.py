@@ -4,7 +4,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,13 +15,13 @@ import torch.distributed as dist
 from gpt.errors import ConfigError
 from gpt.post_training.ppo.config import GRPOConfig, PPOConfig
 from gpt.post_training.ppo.episodes import Episodes
-from gpt.post_training.ppo.measures import correlation
+from gpt.post_training.ppo.measures import correlation, iteration_values
 from gpt.post_training.ppo.models import any_rank
 from gpt.post_training.ppo.rewards import FunctionReward
 from gpt.post_training.ppo.sampling import RolloutSource
 from gpt.post_training.ppo.saving import PPOSaver
 from gpt.post_training.ppo.scoring import score
-from gpt.post_training.ppo.updates import policy_batch, value_batch
+from gpt.post_training.ppo.updates import Updates, policy_batch, value_batch
 
 CRITIC: dict[str, Any] = {"value_learning_rate": 2e-2, "value_clip": 10.0}
 
@@ -157,7 +157,7 @@ def test_what_does_not_count_changes_no_update(bandit: Any, tmp_path: Path) -> N
     loop = run.loop
     source = RolloutSource(loop.setup, loop.models.policy)
     assert source.sample(1, loop.state.loop.skipped, version=0, stop=lambda: False, beat=lambda: None)
-    scored = score(source.read(1), loop.setup, loop.models, step=1, beta=0.1, beat=lambda: None)
+    scored = score(source.read(1), loop.setup, loop.models, beta=0.1, beat=lambda: None)
     for make_batch in (policy_batch, value_batch):
         batch = make_batch(scored, slice(0, 8))
         assert batch.loss_mask is not None
@@ -168,6 +168,56 @@ def test_what_does_not_count_changes_no_update(bandit: Any, tmp_path: Path) -> N
         assert tensor.isfinite().all()
     assert abs(float(scored.advantages[scored.mask].mean())) < 1e-6
     assert float(scored.advantages[scored.mask].std()) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.timeout(300)
+def test_replayed_rollouts_are_learned_from_relative_to_the_policy_that_wrote_them(bandit: Any, tmp_path: Path) -> None:
+    """Also if both policies have made the same number of steps: the steps do not say that they are the same."""
+    folders = tmp_path / "wrote", tmp_path / "reads"
+    for folder in folders:
+        folder.mkdir()
+    sizes = {"iterations": 3, "episodes": 64}
+    shared: dict[str, Any] = {"minibatch_episodes": 64, "ema": 0.0, **CRITIC}
+    bandit.make(folders[0], PPOConfig(keep_rollouts=0, **shared), learning_rate=3e-2, **sizes).loop.train()
+    config = PPOConfig(rollouts="replay", replay_from=folders[0], **shared)
+    run = bandit.make(folders[1], config, learning_rate=1e-5, **sizes)
+    run.loop.train()
+    first, *_, last = run.metrics.lines
+    assert first["ppo/first_ratio_error"] < 1e-5, "the same weights"
+    assert last["ppo/first_ratio_error"] > 0.05
+    assert last["ppo/sampler_gap"] > 0.05
+
+
+@pytest.mark.timeout(300)
+def test_beta_stays_while_only_the_critic_learns(bandit: Any, tmp_path: Path) -> None:
+    config = PPOConfig(
+        minibatch_episodes=64, ema=0.0, target_kl=1.0, beta_horizon=64, critic_warmup_iterations=2, **CRITIC
+    )
+    run = bandit.make(tmp_path, config, iterations=4, episodes=64, learning_rate=1e-3)
+    run.loop.train()
+    first, second, third, fourth = (line["ppo/beta"] for line in run.metrics.lines)
+    assert first == second == third == 0.02, "no update has moved the policy yet"
+    assert fourth == pytest.approx(0.8 * 0.02)
+
+
+def test_explained_variance_does_not_count_a_constant_error(bandit: Any, tmp_path: Path) -> None:
+    run = bandit.make(
+        tmp_path, PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC), iterations=1, episodes=8, learning_rate=1e-3
+    )
+    loop = run.loop
+    source = RolloutSource(loop.setup, loop.models.policy)
+    assert source.sample(1, loop.state.loop.skipped, version=0, stop=lambda: False, beat=lambda: None)
+    scored = score(source.read(1), loop.setup, loop.models, beta=0.0, beat=lambda: None)
+
+    def explained(values: torch.Tensor) -> float:
+        found = iteration_values(
+            replace(scored, old_values=values), Updates(), loop.setup, loop.models.policy, step=1, beta=0.0
+        )
+        number: float = found["ppo/explained_variance"]
+        return number
+
+    assert explained(scored.returns + 3.0) == pytest.approx(1.0, abs=1e-5)
+    assert explained(torch.full_like(scored.returns, 7.0)) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_the_correlation_of_reward_and_length() -> None:
