@@ -53,7 +53,11 @@ def iteration_values(
         values["ppo/gold_reward"] = sums["gold"] / counted
     for name in experience.by_name:
         values[f"ppo/rewards/{name}"] = sums[f"rewards/{name}"] / counted
-    return values | update_values(updates)
+    values |= update_values(updates)
+    if setup.config.rollouts == "replay" and "ppo/first_ratio_error" in values:
+        # Other weights may have written these rollouts, so their first ratio need not be 1.
+        values["ppo/replayed_ratio_error"] = values.pop("ppo/first_ratio_error")
+    return values
 
 
 def episode_sums(experience: Experience) -> Numbers:
