@@ -134,8 +134,8 @@ def _check_lengths(files: CorpusFiles, borders: Ints, positions: Ints, document:
     if tokens.max(initial=0) > n_ctx:
         raise ConfigError(
             f"corpus '{files.name}': document {document[tokens.argmax()]} has a conversation of {tokens.max()} tokens, "
-            f"which is invalid: model.n_ctx = {n_ctx} is the longest. Leave it out, or use a model with a longer "
-            f"context"
+            f"which is invalid: model.n_ctx = {n_ctx} is the longest. Prepare the "
+            f"rankings with conversations.max_tokens = {n_ctx}, or use a model with a longer context"
         )
 
 

@@ -93,7 +93,15 @@ def plan_request(args: argparse.Namespace, config: RunConfig, hardware: Hardware
     if args.engine is not None:
         parallel = replace(parallel, engine=args.engine)
     cluster = Cluster(gpu, network, args.nodes_of or network.node)
-    return PlanRequest(config.model, config.batch, config.data.seq_len, parallel, cluster, stack)
+    return PlanRequest(
+        config.model,
+        config.batch,
+        config.data.seq_len,
+        parallel,
+        cluster,
+        stack,
+        restarts_positions=config.restarts_positions,
+    )
 
 
 def check_output_paths(args: argparse.Namespace) -> None:

@@ -53,7 +53,8 @@ class Policy:
         if empty or full:
             raise ConfigError(
                 f"corpus '{files.name}': {empty:,} of its {len(lengths):,} prompts are empty and {full:,} leave no "
-                f"room for a response in data.seq_len = {seq_len}. Prepare them with a smaller --max-prompt-tokens"
+                f"room for a response in data.seq_len = {seq_len}. Prepare them with a smaller "
+                f"conversations.max_prompt_tokens"
             )
         return []
 

@@ -18,7 +18,10 @@ RECOMPUTE: dict[str, Recompute] = {"none": "none", "selective": "elementwise", "
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """The training to plan. `batch` gives the global batch; `parallel` what the search does not choose."""
+    """The training to plan. `batch` gives the global batch; `parallel` what the search does not choose.
+
+    With `restarts_positions`, `seq_len` may exceed the context of the model, as for rankings.
+    """
 
     model: ModelConfig
     batch: BatchConfig
@@ -26,6 +29,7 @@ class PlanRequest:
     parallel: ParallelConfig
     cluster: Cluster
     stack: Stack
+    restarts_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,14 @@ def candidate(request: PlanRequest, parallel: ParallelConfig, micro_batch_size: 
     check_engine(parallel, model=request.model)
     batch = replace(request.batch, micro_batch_size=micro_batch_size)
     world_size = parallel.tensor * parallel.pipeline * (parallel.data or 1)
-    layout = resolve_layout(parallel, batch, model=request.model, seq_len=request.seq_len, world_size=world_size)
+    layout = resolve_layout(
+        parallel,
+        batch,
+        model=request.model,
+        seq_len=request.seq_len,
+        world_size=world_size,
+        restarts_positions=request.restarts_positions,
+    )
     return Candidate(parallel, micro_batch_size, layout, job_of(request, parallel, layout, micro_batch_size))
 
 

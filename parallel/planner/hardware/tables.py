@@ -124,7 +124,7 @@ def find(kind: str, name: str, known: Mapping[str, T]) -> T:
     if name.lower() in names:
         return names[name.lower()]
     every = {**{key: key for key in known}, **{a: a for e in known.values() for a in getattr(e, "names", ())}}
-    meant = did_you_mean(name.upper(), every) or did_you_mean(name, every) or f"known: {', '.join(known)}"
+    meant = did_you_mean(name.upper(), every) or did_you_mean(name, every) or f"use one of {', '.join(known)}."
     raise ConfigError(f"{kind} '{name}' is unknown: {meant} Add others with --hardware FILE")
 
 

@@ -59,7 +59,8 @@ def step_time(job: Job, cluster: Cluster, stack: Stack, *, simulate: bool = True
     elif simulate:
         split = forward[0] + backward[0]
         # attention has no weights: its backward is of inputs
-        inputs = 1.0 if job.whole_backward else 0.5 + 0.15 * (split.attention / split.total)
+        share = split.attention / split.total if split.total else 0.0  # a first stage may have no block
+        inputs = 1.0 if job.whole_backward else 0.5 + 0.15 * share
         times = StageTimes(times_f, times_b, inputs, message)
         span = step_makespan(job.schedule, job.pipeline, job.micro_batches, times)
     else:

@@ -63,7 +63,10 @@ def test_prompts_without_room_are_counted(instruct: Any, tmp_path: Path) -> None
         for length in (3, 31, 32, 40):
             writer.add_document(np.full(length, 7))
     words = ["--data.train", f"[{{ path = '{tmp_path}/prompts' }}]"]
-    with pytest.raises(ConfigError, match=r"0 of its 4 prompts are empty and 2 leave no room .* data.seq_len = 32"):
+    with pytest.raises(
+        ConfigError,
+        match=r"0 of its 4 .* and 2 leave no room .* = 32.*smaller conversations.max_prompt",
+    ):
         prepared(instruct, tmp_path / "run", *words)
 
 

@@ -58,6 +58,12 @@ def test_the_layout_of_the_recipe(capsys):
     assert "rejected" not in printed
 
 
+def test_rows_of_rankings_may_exceed_the_context(capsys):
+    words = ["--objective.kind", "reward", "--data.sampling", "document", "--data.seq_len", "4096"]
+    assert main([*SMALL, "--model.n_ctx", "2048", *words]) == 0
+    assert "layouts fit" in capsys.readouterr().out
+
+
 def test_validation_of_published_rows(tmp_path, capsys):
     rows = tmp_path / "rows.csv"
     rows.write_text("\n".join(ROWS.read_text().splitlines()[:8]) + "\n")

@@ -22,6 +22,8 @@ def test_the_shipped_tables():
 def test_unknown_names_give_the_nearest():
     with pytest.raises(ConfigError, match="GPU 'H10O' is unknown: did you mean 'H100'"):
         find("GPU", "H10O", read_hardware().gpus)
+    with pytest.raises(ConfigError, match=r"'Z9' is unknown: use one of A100.*MI300X\. Add others with"):
+        find("GPU", "Z9", read_hardware().gpus)
 
 
 def test_a_user_extends_the_tables(tmp_path):

@@ -60,6 +60,12 @@ def test_zero_2_moves_as_much_as_zero_1_in_a_step_of_one_micro_batch():
     assert times[2] > times[1]
 
 
+def test_a_first_stage_without_blocks():
+    tiny = ModelConfig(vocab_size=512, n_ctx=256, n_layers=2, d_model=32, n_heads=1)
+    job = Job(tiny, 256, 1, 8, (0, 1, 1, 0), pipeline=2, schedule="zbv_zero_bubble", v_shaped=True)
+    assert step_time(job, cluster(), STACK).seconds > 0
+
+
 def test_short_sides_slow_products():
     ratio = product_s(4096, 4096, 4096, 1e12) / (2 * 4096**3 / 1e12)
     assert 1 < ratio < 1.2
