@@ -153,6 +153,11 @@ def step_line(step: int, values: Values, *, total_steps: int | None, left: str |
     parts = [step_field(step, total_steps)]
     if (loss := values.get("loss")) is not None:
         parts.append(f"loss {loss:8.4f}")
+    for kind in ("ppo", "grpo"):
+        if (reward := values.get(f"{kind}/reward")) is not None:
+            parts.append(f"reward {reward:8.4g}")
+        if (kl := values.get(f"{kind}/kl")) is not None:
+            parts.append(f"KL {kl:8.3g}")
     if (norm := values.get("gradient_norm")) is not None:
         parts.append(f"gradient norm {norm:8.3g}")
     if (lr := values.get("learning_rate")) is not None:

@@ -14,6 +14,7 @@ from gpt.telemetry.screen import (
     row,
     row_every,
     sample_lines,
+    step_line,
     wrapped,
 )
 
@@ -118,3 +119,8 @@ def test_human_count(n: float, text: str) -> None:
 )
 def test_human_duration(seconds: float, text: str) -> None:
     assert human_duration(seconds) == text
+
+
+def test_the_line_of_a_policy_shows_reward_and_kl():
+    line = step_line(3, {**VALUES, "ppo/reward": -1.5, "ppo/kl": 0.02}, total_steps=6, left=None)
+    assert " ".join(line.split()).startswith("step 3/6 loss 1.5000 reward -1.5 KL 0.02 gradient norm 0.5")
