@@ -4,6 +4,7 @@ Shapes: n episodes, t = data.seq_len.
 """
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,8 +69,10 @@ class FunctionReward:
         try:
             found: Any = self.function(prompts, responses)
         except Exception as error:
-            text = " ".join(str(error).split())[:200]
-            raise ConfigError(f"the reward '{self.name}' raised {type(error).__name__}: {text}") from error
+            text, where = " ".join(str(error).split())[:200], traceback.extract_tb(error.__traceback__)[-1]
+            raise ConfigError(
+                f"the reward '{self.name}' raised {type(error).__name__}: {text} ({where.filename}:{where.lineno})"
+            ) from error
         return as_scores(found, n=len(episodes), name=self.name)
 
 

@@ -58,7 +58,7 @@ def test_a_function_that_raises_is_one_line() -> None:
     def reward(prompts: list[str], responses: list[str]) -> list[float]:
         raise KeyError("score\nof 3")
 
-    with pytest.raises(ConfigError, match=r"^the reward 'mine' raised KeyError: 'score\\nof 3'$"):
+    with pytest.raises(ConfigError, match=r"^the reward 'mine' raised KeyError: 'score\\nof 3' \(.*:\d+\)$"):
         FunctionReward("mine", reward, Letters()).scores(two_episodes())
 
 
