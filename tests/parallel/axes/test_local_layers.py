@@ -25,7 +25,7 @@ def test_the_bias_is_added_once_after_the_sum(process_group):
 def test_a_rank_computes_the_heads_of_its_own_queries():
     """Heads 1 and 2 of 3, each of width 2; head 1 serves one of this rank's queries and head 2 two."""
     linear = nn.Linear(8, 6)
-    layer = with_parameters_of(LocalKeyValue(SimpleNamespace(first=1, last=2, d_head=2, repeats=[1, 2])), linear)
+    layer = with_parameters_of(LocalKeyValue(SimpleNamespace(rows=slice(2, 6), d_head=2, repeats=[1, 2])), linear)
     heads = linear(X).view(2, 3, 3, 2)
     torch.testing.assert_close(layer(X), heads[:, :, [1, 2, 2]].flatten(2))
 
