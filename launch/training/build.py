@@ -1,6 +1,7 @@
 """Build the parts of a training run from its recipe: device, data, objective, engine, run, metrics."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -87,7 +88,8 @@ def build_engine(
         init_weights=start.checkpoint is None and (start.weights is None or new_ends),
         mesh=mesh,
     )
-    with ledger.span("start_up/loading"):
+    loads = start.weights is not None or start.checkpoint is not None or isinstance(objective, ReferencedObjective)
+    with ledger.span("start_up/loading") if loads else nullcontext():
         if start.weights is not None:
             missing = engine.checkpoints.shared.load_weights(start.weights, optional=new_ends)
             start.events.extend(
