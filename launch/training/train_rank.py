@@ -92,8 +92,7 @@ def run_rank(
 
     `stop`: the signals that stop it; None: this process handles none.
     """
-    stop = stop or StopSignals()
-    is_first = environment.rank == 0
+    stop, is_first = stop or StopSignals(), environment.rank == 0
     ledger = TimeLedger(
         config.run.directory / "ledger.jsonl" if is_first else None,
         world_size=environment.world_size,
@@ -124,11 +123,12 @@ def run_rank(
             watching = watch_rank(config.health, config.run.directory, error_file=error_file, host=host)
             heartbeat = held.enter_context(watching)
             try:
-                status: int = program.train_joined(prepared, heartbeat)
-                return status
+                return int(program.train_joined(prepared, heartbeat))
             except Exception as error:
                 if lost_peers(error):
                     stop.expect()
+                if environment.world_size == 1 and dist.is_initialized():
+                    dist.destroy_process_group()  # no peer can wait, and this process may train again
                 raise
     except LostPeers:  # the watchdog has reported it, to the console and the run directory
         return 1
