@@ -94,7 +94,7 @@ class _TokenLogProbs(torch.autograd.Function):
             logits = _logits(hidden[rows], weight, ctx.shard, ctx.temperature)
             column, held = _columns(targets[rows], logits.size(1), ctx.shard)
             p = logits.sub_(log_z[rows].unsqueeze(1)).exp_()
-            along = p.mul_(-grad[rows].unsqueeze(1))  # (c, v): the gradient w.r.t. the logits, but for the targets' 1
+            along = p.mul_(-grad[rows].unsqueeze(1))  # (c, v): the gradient w.r.t. the logits; the targets' 1 follows
             along.scatter_add_(1, column.unsqueeze(1), grad[rows].where(held, 0.0).unsqueeze(1))
             along = along.to(hidden.dtype)
             if grad_hidden is not None:

@@ -43,9 +43,10 @@ def write_instructions(folder: Path, corpus: TokenFile, tokenizer: Tokenizer, *,
         )
     chance.shuffle(tasks)
     half = len(tasks) // 2
+    brief = [sentence for sentence in short if len(sentence.split()) <= MAX_WORDS] or short
     lines: dict[str, list[dict[str, Any]]] = {
         "demonstrations": [{"prompt": prompt, "completion": sentence} for prompt, sentence in tasks],
-        "rankings": [_ranking(prompt, sentence, short, long, chance) for prompt, sentence in tasks[half:]],
+        "rankings": [_ranking(prompt, sentence, brief, long, chance) for prompt, sentence in tasks[half:]],
         "prompts": [{"prompt": prompt} for prompt in sorted({prompt for prompt, _ in tasks})],
     }
     for kind, records in lines.items():
@@ -97,16 +98,15 @@ def _tasks(short: Sequence[str], chance: random.Random) -> list[tuple[str, str]]
 
 
 def _ranking(
-    prompt: str, sentence: str, short: Sequence[str], long: Sequence[str], chance: random.Random
+    prompt: str, sentence: str, brief: Sequence[str], long: Sequence[str], chance: random.Random
 ) -> dict[str, Any]:
     """A prompt with five answers of different faults, ranked by the rule; equal marks are ties."""
     words = sentence.split()
     cut = " ".join(words[: chance.randrange(2, len(words))]).rstrip(".")
     more = chance.choice(long)
     rambling = f"{words[0]} {more[:1].lower()}{more[1:]}"
-    brief = [other for other in short if len(other.split()) <= MAX_WORDS] or short
-    alike = [other for other in brief if other.startswith(f"{words[0]} ")] or brief
+    same_start = [other for other in brief if other.startswith(f"{words[0]} ")] or brief
     scrambled = " ".join(chance.sample(words, len(words)))
-    answers = [sentence, cut, rambling, chance.choice(alike), scrambled]
+    answers = [sentence, cut, rambling, chance.choice(same_start), scrambled]
     completions = [{"text": answer, "score": _marks(prompt, answer)} for answer in answers]
     return {"prompt": prompt, "completions": completions}

@@ -34,7 +34,7 @@ class RewardLaw:
 
     @property
     def peak(self) -> float:
-        """The distance with the highest reward; infinite if the reward rises for ever."""
+        """The distance with the highest reward; infinite if the reward never falls."""
         if self.beta <= 0:
             return math.inf
         if self.form == "best of n":

@@ -18,7 +18,7 @@ TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor 
 
 @pytest.fixture
 def saved(made, tmp_path):
-    """The run, as if its directory were empty but for its checkpoints and tokenizer."""
+    """The run, with only checkpoints and tokenizer in its directory."""
     return dataclasses.replace(open_run(made.directory), run_directory=tmp_path)
 
 
