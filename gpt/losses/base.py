@@ -83,6 +83,15 @@ class TokenValues(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenLikelihood(Protocol):
+    """A loss whose mean over targets is the negative log-likelihood of a token, in nats."""
+
+    def perplexity(self, mean: float) -> float:
+        """e^mean, finite."""
+        ...
+
+
 def whole_vocabulary(vocab_size: int) -> VocabShard:
     """The shard of a process that holds the whole head."""
     return VocabShard(start=0, vocab_size=vocab_size, max_rows=vocab_size, reduce_sum=_same, reduce_max=_same)

@@ -1,5 +1,6 @@
 """Next-token cross-entropy, computed together with the vocabulary head so that not all logits are in memory at once."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +78,10 @@ class NextTokenLoss:
             in_place=self.in_place,
             few_counted=self.few_counted,
         )
+
+    def perplexity(self, mean: float) -> float:
+        """e^mean, finite; see TokenLikelihood."""
+        return math.exp(min(mean, 700.0))
 
     def values(self, outputs: VocabularyOutputs, batch: Batch) -> Tensor:
         """The log-probability of each target in nats, (b, t); see TokenValues."""

@@ -111,7 +111,7 @@ class Reports:
                 before_each=lambda: self.heartbeat.beat("evaluation", self.state.step),
             )
         self.corrupt_data.report_windows(self.state)
-        values = validation_values(self.results)
+        values = validation_values(self.results, self.objective.loss(compile=False))
         self.note_best(values)
         if self.metrics is not None:
             self.metrics.log(self.state.step, values)

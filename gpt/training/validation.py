@@ -1,15 +1,14 @@
 """The loss on validation corpora during training, and the best checkpoint by it. It does not change the weights."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
 
 from gpt.data.dataset import ValidationData
 from gpt.data.sampling import DamagedSamples, Samples
 from gpt.errors import ConfigError
+from gpt.losses.base import Loss, TokenLikelihood
 from gpt.losses.batch import Batch
 from gpt.token_files.checksums import DamagedTokens
 from gpt.training.config import CheckpointConfig
@@ -97,14 +96,21 @@ def _call_before_each(batches: Iterator[Batch], before_each: Callable[[], None])
         yield batch
 
 
-def validation_values(results: Mapping[str, Totals]) -> dict[str, float | int]:
-    """Return the values to log of an evaluation."""
+def validation_values(results: Mapping[str, Totals], loss: Loss) -> dict[str, float | int]:
+    """Return the values to log of an evaluation with `loss`, by the names that `validation_names` gives."""
     values: dict[str, float | int] = {}
     for name, totals in results.items():
         values[f"validation/{name}/loss"] = totals.mean
-        values[f"validation/{name}/perplexity"] = float(np.exp(min(totals.mean, 700.0)))
+        if isinstance(loss, TokenLikelihood):
+            values[f"validation/{name}/perplexity"] = loss.perplexity(totals.mean)
         values |= {f"validation/{name}/{metric}": value for metric, value in totals.metrics.items()}
     return values
+
+
+def validation_names(corpora: Iterable[str], loss: Loss) -> list[str]:
+    """Return the names of the values that an evaluation of these corpora logs."""
+    no_values = Totals(0.0, 1, dict.fromkeys(loss.evaluation_names, 0.0))
+    return [*validation_values(dict.fromkeys(corpora, no_values), loss)]
 
 
 def validation_batches(

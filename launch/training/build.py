@@ -19,7 +19,7 @@ from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from gpt.training.engine import Engine
 from gpt.training.objective import Objective, ReferencedObjective
 from gpt.training.run import Run
-from gpt.training.validation import check_best_name
+from gpt.training.validation import check_best_name, validation_names
 from launch.config.corpora import naming_the_maker
 from launch.config.run_config import RunConfig, as_dict
 from launch.processes.environment import ClusterEnvironment
@@ -137,8 +137,8 @@ def check_objective(config: RunConfig) -> None:
     """
     objective = build_objective(config)
     config.data.check_streams(objective.streams, optional=objective.optional_streams)
-    metrics = ("loss", "perplexity", *objective.loss(compile=False).evaluation_names)
-    check_best_name(config.checkpoint, [f"validation/{c.name}/{m}" for c in config.data.validation for m in metrics])
+    corpora = [corpus.name for corpus in config.data.validation]
+    check_best_name(config.checkpoint, validation_names(corpora, objective.loss(compile=False)))
     check_parameter_patterns(config.model, objective, optimizer=config.optimizer, adapter=config.adapter)
     predicts_tokens = _predicts_tokens(config, objective)
     for key in ("sample_every_tokens", "few_shot_every_tokens"):

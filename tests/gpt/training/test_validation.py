@@ -10,10 +10,14 @@ import pytest
 
 from gpt.data.config import CorpusConfig, DataConfig
 from gpt.data.dataset import ValidationData
+from gpt.losses.base import Loss
+from gpt.losses.next_token import NextTokenLoss
+from gpt.post_training.dpo import PreferenceLoss
+from gpt.post_training.reward import RewardLoss
 from gpt.token_files.files import TokenFileWriter
 from gpt.training.engine import Totals
 from gpt.training.objective import NextToken
-from gpt.training.validation import Best, best_of, validation_batches, validation_values
+from gpt.training.validation import Best, best_of, validation_batches, validation_names, validation_values
 
 SEQ_LEN, WINDOWS = 4, 11
 
@@ -63,11 +67,19 @@ def test_every_sample_is_read_by_one_rank_in_batches_of_one_shape(
 
 
 def test_values_are_the_loss_and_its_perplexity() -> None:
-    values = validation_values({"wiki": Totals(20.0, 10), "web": Totals(8000.0, 10, {"accuracy": 0.5})})
+    results = {"wiki": Totals(20.0, 10), "web": Totals(8000.0, 10, {"accuracy": 0.5})}
+    values = validation_values(results, NextTokenLoss())
     assert values["validation/wiki/loss"] == 2.0
     assert values["validation/wiki/perplexity"] == pytest.approx(np.exp(2.0))
     assert np.isfinite(values["validation/web/perplexity"]), "a huge loss does not overflow"
     assert values["validation/web/accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("loss", [RewardLoss(), PreferenceLoss(beta=0.1)])
+def test_a_loss_over_pairs_has_no_perplexity(loss: Loss) -> None:
+    values = validation_values({"held": Totals(6.9, 10, dict.fromkeys(loss.evaluation_names, 0.5))}, loss)
+    metrics = ("loss", "accuracy", "margin", "reward")
+    assert [*values] == [f"validation/held/{metric}" for metric in metrics] == validation_names(["held"], loss)
 
 
 def test_the_best_is_the_first_of_the_lowest_or_highest_finite_values() -> None:
