@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 
@@ -45,10 +47,16 @@ def bootstrap_interval(
     mean = float(sums.sum() / counts.sum())
     if len(kept) < 2:
         return Interval(mean, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
+    return Interval(mean, *bootstrap_bounds(sums, counts, confidence=confidence, resamples=resamples, seed=seed))
+
+
+def bootstrap_bounds(
+    sums: NDArray[Any], counts: NDArray[Any], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """The bounds of `bootstrap_interval`, from the sum of each group's values and their number, both (groups,)."""
+    rng, means = np.random.default_rng(seed), np.empty(resamples)
     for i in range(resamples):  # one draw at a time, so that memory is that of the groups
-        drawn = rng.integers(len(kept), size=len(kept))
+        drawn = rng.integers(len(sums), size=len(sums))
         means[i] = sums[drawn].sum() / counts[drawn].sum()
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(mean, float(low), float(high))
+    return float(low), float(high)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt.evaluation.intervals import bootstrap_bounds
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-_DRAWS, _DRAWS_AT_ONCE = 2000, 100
+_RESAMPLES = 2000
 _BINS = 10  # of the calibration
 _QUARTERS = 4  # of the margins
 
@@ -161,13 +163,8 @@ def accuracy(right: Floats, group: Ints, *, seed: int) -> Accuracy:
         return Accuracy(float("nan"), float("nan"), float("nan"), 0, 0)
     _, index = np.unique(group, return_inverse=True)
     sums, counts = np.bincount(index, weights=right), np.bincount(index)
-    draw, even = np.random.default_rng(seed), np.full(len(sums), 1 / len(sums))
-    means = []
-    for _ in range(_DRAWS // _DRAWS_AT_ONCE):  # limits memory
-        weights = draw.multinomial(len(sums), even, size=_DRAWS_AT_ONCE)  # (draws, groups)
-        means.append((weights @ sums) / (weights @ counts))
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return Accuracy(float(right.mean()), float(low), float(high), len(right), len(sums))
+    low, high = bootstrap_bounds(sums, counts, resamples=_RESAMPLES, seed=seed)
+    return Accuracy(float(right.mean()), low, high, len(right), len(sums))
 
 
 def calibration(pairs: Pairs) -> tuple[CalibrationBin, ...]:
