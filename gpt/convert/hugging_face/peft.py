@@ -25,17 +25,17 @@ from gpt.model.config import ModelConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Settings with another value change what an adapter computes.
-_NEEDS: dict[str, tuple[object, ...]] = {
-    "peft_type": ("LORA",),
-    "use_dora": (False, None),
-    "lora_bias": (False, None),
-    "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "target_parameters": (None, []),
-    "use_bdlora": (None, False),
+# An adapter computes something else if one of these settings is neither null nor this value.
+_NEEDS: dict[str, object] = {
+    "peft_type": "LORA",
+    "use_dora": False,
+    "lora_bias": False,
+    "bias": "none",
+    "modules_to_save": [],
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "target_parameters": [],
+    "use_bdlora": False,
 }
 
 
@@ -160,8 +160,8 @@ def read_peft(folder: Path, config: ModelConfig) -> tuple[AdapterConfig, Iterato
     ConfigError: it is no LoRA adapter that we can express, or it does not fit the model. Pickles are never read.
     """
     settings = read_json_object(folder / CONFIG)
-    for key, allowed in _NEEDS.items():
-        if settings.get(key, allowed[0] if key == "peft_type" else None) not in (*allowed, None):
+    for key, needed in _NEEDS.items():
+        if settings.get(key) not in (needed, None):
             raise ConfigError(f"{folder / CONFIG}: {key} = {json.dumps(settings[key])} cannot be expressed here")
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} has no {WEIGHTS}. Save the adapter as safetensors; pickles are never read")
