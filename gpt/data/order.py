@@ -10,7 +10,7 @@ docs/adr/0003-data-order-is-a-function.md has the reasons and the proof of the b
 
 import hashlib
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -163,14 +163,19 @@ def permute(rank: UInts, *, size: UInts, key: UInts) -> UInts:
     exclusive or. While the image lies outside of the range, the network is applied again (cycle walking: Black and
     Rogaway, Ciphers with arbitrary finite domains, 2002). Sizes up to 2**62.
     """
+    return _cycle_walk(_feistel, rank, size, key)
+
+
+def _cycle_walk(network: Callable[[UInts, UInts, UInts, UInts], UInts], start: UInts, size: UInts, key: UInts) -> UInts:
+    """Apply a network to each value (n,), and again while the result is outside of range(size)."""
     root = np.sqrt(size.astype(np.float64)).astype(np.uint64)
     rows = root + (root * root < size)  # a rounding error does no harm: rows * columns >= size holds in any case
     columns = (size + rows - 1) // rows
     round_keys = mix(key + _ROUND_OFFSETS[:, None])  # (rounds, n); one call, as small arrays cost numpy a call each
-    result = _feistel(rank, rows, columns, round_keys)
+    result = network(start, rows, columns, round_keys)
     outside = np.flatnonzero(result >= size)
     while outside.size:
-        result[outside] = _feistel(result[outside], rows[outside], columns[outside], round_keys[:, outside])
+        result[outside] = network(result[outside], rows[outside], columns[outside], round_keys[:, outside])
         outside = outside[result[outside] >= size[outside]]
     return result
 
@@ -188,16 +193,7 @@ def _feistel(value: UInts, rows: UInts, columns: UInts, round_keys: UInts) -> UI
 
 def unpermute(image: UInts, *, size: UInts, key: UInts) -> UInts:
     """The rank of each image (n,): the inverse of `permute`."""
-    root = np.sqrt(size.astype(np.float64)).astype(np.uint64)
-    rows = root + (root * root < size)
-    columns = (size + rows - 1) // rows
-    round_keys = mix(key + _ROUND_OFFSETS[:, None])  # (rounds, n)
-    result = _feistel_back(image, rows, columns, round_keys)
-    outside = np.flatnonzero(result >= size)
-    while outside.size:
-        result[outside] = _feistel_back(result[outside], rows[outside], columns[outside], round_keys[:, outside])
-        outside = outside[result[outside] >= size[outside]]
-    return result
+    return _cycle_walk(_feistel_back, image, size, key)
 
 
 def _feistel_back(value: UInts, rows: UInts, columns: UInts, round_keys: UInts) -> UInts:
