@@ -8,9 +8,9 @@ from torch import Tensor
 from gpt.losses.base import LossTotals, VocabularyOutputs
 from gpt.losses.batch import Batch, counted_targets
 from gpt.losses.marks import IGNORE
-from gpt.losses.token_log_probs import log_probs_and_entropy, token_log_probs
+from gpt.losses.token_log_probs import token_log_probs
 from gpt.post_training.kl import kl_estimate
-from gpt.post_training.ppo_loss import clipped_policy_loss
+from gpt.post_training.ppo_loss import PolicyLoss, policy_terms
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class GroupPolicyLoss:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        return ("clip_fraction", "ratio_error", "update_kl", "entropy", *(("kl",) if self.beta else ()))
+        return (*PolicyLoss.metric_names, *(("kl",) if self.beta else ()))
 
     @property
     def evaluation_names(self) -> tuple[str, ...]:
@@ -39,20 +39,11 @@ class GroupPolicyLoss:
     def __call__(self, outputs: VocabularyOutputs, batch: Batch) -> LossTotals:
         targets = counted_targets(batch)
         mask = targets != IGNORE
-        log_probs, entropy = log_probs_and_entropy(outputs, targets, temperature=self.temperature)
-        names = ("old_log_probs", "advantages", *(("reference_log_probs",) if self.beta else ()))
-        extra = {name: batch.extra[name].where(mask, 0.0) for name in names}
-        log_ratio = log_probs - extra["old_log_probs"]
-        ratio = log_ratio.exp()
-        losses, clipped = clipped_policy_loss(ratio, extra["advantages"], low=self.clip_low, high=self.clip_high)
-        numbers = {
-            "clip_fraction": clipped.float(),
-            "ratio_error": (ratio - 1).abs(),
-            "update_kl": ratio - 1 - log_ratio,
-            "entropy": entropy,
-        }
+        log_probs, losses, numbers = policy_terms(
+            outputs, targets, batch.extra, low=self.clip_low, high=self.clip_high, temperature=self.temperature
+        )
         if self.beta:
-            kl = kl_estimate(log_probs, extra["reference_log_probs"], mask, estimator="k3")
+            kl = kl_estimate(log_probs, batch.extra["reference_log_probs"], mask, estimator="k3")
             losses, numbers["kl"] = losses + self.beta * kl, kl
         weights, count = self._weights(mask)
         total = (losses * weights).sum()

@@ -4,6 +4,7 @@ A step divides the sums by the number of response tokens in the whole batch. A m
 would weigh tokens by the length of their neighbours.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,35 @@ def clipped_value_loss(
     return torch.maximum(free, clipped) / 2, clipped > free
 
 
+def policy_terms(
+    outputs: VocabularyOutputs,
+    targets: Tensor,
+    extra: Mapping[str, Tensor],
+    *,
+    low: float,
+    high: float,
+    temperature: float,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The log-probability, clipped loss and metrics of each token, all (b, t) and 0 where a target is IGNORE.
+
+    `extra` and the metrics, which have no gradient: see PolicyLoss.
+    """
+    mask = targets != IGNORE
+    log_probs, entropy = log_probs_and_entropy(outputs, targets, temperature=temperature)
+    old, advantages = (extra[name].where(mask, 0.0) for name in ("old_log_probs", "advantages"))
+    log_ratio = log_probs - old
+    ratio = log_ratio.exp()
+    losses, clipped = clipped_policy_loss(ratio, advantages, low=low, high=high)
+    with torch.no_grad():
+        numbers = {
+            "clip_fraction": clipped,
+            "ratio_error": (ratio - 1).abs(),
+            "update_kl": ratio - 1 - log_ratio,
+            "entropy": entropy,
+        }
+    return log_probs, losses, numbers
+
+
 @dataclass(frozen=True)
 class PolicyLoss:
     """PPO's clipped loss of a policy: `batch.extra` has `old_log_probs` and `advantages`, both (n, t).
@@ -51,21 +81,12 @@ class PolicyLoss:
 
     def __call__(self, outputs: VocabularyOutputs, batch: Batch) -> LossTotals:
         targets = counted_targets(batch)
-        mask = targets != IGNORE
-        log_probs, entropy = log_probs_and_entropy(outputs, targets, temperature=self.temperature)
-        old, advantages = (batch.extra[name].where(mask, 0.0) for name in ("old_log_probs", "advantages"))
-        log_ratio = log_probs - old
-        ratio = log_ratio.exp()
-        losses, clipped = clipped_policy_loss(ratio, advantages, low=self.clip, high=self.clip)
-        total = losses.sum()  # 0 outside the mask, as the advantages
-        with torch.no_grad():
-            metrics = {
-                "clip_fraction": clipped.sum(),
-                "ratio_error": (ratio - 1).abs().sum(),
-                "update_kl": (ratio - 1 - log_ratio).sum(),
-                "entropy": entropy.sum(),
-            }
-        return LossTotals(total, mask.sum(), total.detach(), metrics)
+        _, losses, numbers = policy_terms(
+            outputs, targets, batch.extra, low=self.clip, high=self.clip, temperature=self.temperature
+        )
+        total = losses.sum()
+        metrics = {name: x.sum() for name, x in numbers.items()}
+        return LossTotals(total, (targets != IGNORE).sum(), total.detach(), metrics)
 
     def values(self, outputs: VocabularyOutputs, batch: Batch) -> Tensor:
         """The log-probability of each response token, (b, t): the `old_log_probs` of an update."""
