@@ -63,9 +63,9 @@ def validation_loss(model: GPT | InferenceModel, batches: Iterable[TokenRows]) -
     device = inference_model.device
     total, count = 0.0, 0
     for number, batch in enumerate(batches):
-        targets = torch.from_numpy(batch.targets).to(device)
-        if number % inference_model.data_size != inference_model.data_rank or not targets.numel():
+        if number % inference_model.data_size != inference_model.data_rank or not batch.targets.size:
             continue
+        targets = torch.from_numpy(batch.targets).to(device)
         inputs = torch.from_numpy(batch.tokens[:, :-1]).to(device).contiguous()  # (n, t)
         log_probs, _ = inference_model.log_probs(
             ForwardInputs(inputs, torch.arange(inputs.size(1), device=device).unsqueeze(0)),

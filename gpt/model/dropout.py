@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_POSITION, _LAYER, _PART, _CHANNEL = 0x2545F491, 0x3C6EF372, 0x1B873593, 0x1E3779B1  # odd or not: they only spread
+_POSITION, _LAYER, _PART, _CHANNEL = 0x2545F491, 0x3C6EF372, 0x1B873593, 0x1E3779B1
 _SIGN = 0x7FFFFFFF
 
 
