@@ -37,6 +37,7 @@ class ModelPlan:
     model: ModelConfig
     layout: Layout
     config: dict[str, Any]  # of the run that made it
+    tokenizer: object  # fingerprint of the one that this run read, None if unknown
     digest: str  # SHA-256 of the checkpoint's manifest, which has those of its files
 
 
@@ -55,6 +56,7 @@ class PPOParts:
 
 def check_unused(config: RunConfig) -> None:
     """ConfigError if the recipe asks for something that an iteration of PPO does not do."""
+    kind = config.objective.kind
     used = {
         "data.validation": (bool(config.data.validation), "`triaxial evaluate` and `triaxial score` read checkpoints"),
         "train.few_shot_every_tokens": (config.train.few_shot_every_tokens is not None, "evaluate checkpoints"),
@@ -66,18 +68,17 @@ def check_unused(config: RunConfig) -> None:
     }
     if not capabilities_of(config.parallel.engine).shares_mesh:
         raise ConfigError(
-            f'parallel.engine = "{config.parallel.engine}" is invalid with objective.kind = "ppo": several models '
-            f'share one mesh, which only the native engine is proven to do. Use parallel.engine = "native"'
+            f'parallel.engine = "{config.parallel.engine}" is invalid with objective.kind = "{kind}": several '
+            f'models share one mesh, which only the native engine is proven to do. Use parallel.engine = "native"'
         )
     for key, (is_used, reason) in used.items():
         if is_used:
-            raise ConfigError(f"{key} is invalid with objective.kind = 'ppo': {reason}. Leave it out")
+            raise ConfigError(f"{key} is invalid with objective.kind = '{kind}': {reason}. Leave it out")
 
 
 def check_ppo(base: Prepared) -> PPOParts:
     """Open data and rewards. ConfigError: they do not fit each other, the policy or the layout."""
     config, objective = base.config, loop_settings(base.config)
-    group = None if not isinstance(config.objective, GRPOConfig) else config.objective.group
     episodes = check_batch(config, objective, data=base.layout.data)
     check_unused(config)
     if objective.offload and base.device.type != "cuda":
@@ -87,8 +88,8 @@ def check_ppo(base: Prepared) -> PPOParts:
         )
     if config.run.start_from is None:
         raise ConfigError(
-            "run.start_from is missing: with objective.kind = 'ppo' it names the policy's first weights, which are "
-            "also the reference's. Use the run of a supervised fine-tuning"
+            f"run.start_from is missing: with objective.kind = '{config.objective.kind}' it names the policy's first "
+            f"weights, which are also the reference's. Use the run of a supervised fine-tuning"
         )
     if not objective.rewards and objective.rollouts != "only":
         raise ConfigError("objective.rewards is empty. Name at least one: rewards = [{ run = 'runs/reward' }]")
@@ -107,9 +108,8 @@ def check_ppo(base: Prepared) -> PPOParts:
         rollouts=config.run.directory / "rollouts",
         episodes=episodes,
         seq_len=config.data.seq_len,
-        micro_batch_size=config.batch.micro_batch_size,
         seed=config.run.seed,
-        group=group,
+        group=config.objective if isinstance(config.objective, GRPOConfig) else None,
         trim_to=trim_multiple(config),
         sampled_by=sampler_digest(base, plans["reference"], objective, end_ids),
         writes=rank < base.layout.tensor * base.layout.data and rank % base.layout.tensor == 0,
@@ -123,16 +123,18 @@ def plan_models(base: Prepared) -> dict[str, ModelPlan]:
     config, objective, world_size = base.config, loop_settings(base.config), base.layout.world_size
     assert config.run.start_from is not None
     plans = {"reference": plan_model(config, config.run.start_from, world_size, key="run.start_from")}
-    for source in (*objective.rewards, *objective.gold):
-        if source.run is not None:
-            key = f"objective.rewards: run = '{source.run}'"
-            plans[reward_key(source)] = plan_model(config, source.run, world_size, key=key, kind="reward")
-            _check_tokenizer(source.run, base.saved_state["tokenizer"], key=key)
+    for name, sources in (("rewards", objective.rewards), ("gold", objective.gold)):
+        for source in sources:
+            if source.run is not None:
+                key = f"objective.{name}: run = '{source.run}'"
+                plan = plan_model(config, source.run, world_size, key=key, kind="reward")
+                _check_tokenizer(plan, base.saved_state["tokenizer"], key=key)
+                plans[reward_key(source)] = plan
     if config.objective.kind == "ppo":
         start = value_source(config)
         key = f"objective.value_from = '{start}'"
         plans["value"] = plan_model(config, start, world_size, key=key)
-        _check_tokenizer(start, base.saved_state["tokenizer"], key=key)
+        _check_tokenizer(plans["value"], base.saved_state["tokenizer"], key=key)
     return plans
 
 
@@ -140,12 +142,13 @@ def check_batch(config: RunConfig, objective: PPOConfig, *, data: int) -> int:
     """The episodes of an iteration. ConfigError: they do not divide into minibatches and micro-batches."""
     if config.data.sampling != "document":
         raise ConfigError(
-            f"data.sampling = '{config.data.sampling}' is invalid with objective.kind = 'ppo': each document is a "
-            f"prompt. Use data.sampling = 'document'"
+            f"data.sampling = '{config.data.sampling}' is invalid with objective.kind = '{config.objective.kind}': "
+            f"each document is a prompt. Use data.sampling = 'document'"
         )
     if config.batch.ramp_tokens is not None:
         raise ConfigError(
-            "batch.ramp_tokens is invalid with objective.kind = 'ppo': iterations have one size. Remove it"
+            f"batch.ramp_tokens is invalid with objective.kind = '{config.objective.kind}': iterations have one size. "
+            f"Remove it"
         )
     episodes = config.batch.global_batch_tokens // config.data.seq_len
     minibatch = min(objective.minibatch_episodes, episodes)
@@ -210,7 +213,10 @@ def reward_key(source: RewardSource) -> str:
 
 def plan_model(config: RunConfig, source: Path, world_size: int, *, key: str, kind: str | None = None) -> ModelPlan:
     """Read the configuration of a run's newest checkpoint, and lay its model out over the ranks of this run."""
-    directory, path = find_checkpoint_folder(source)
+    try:
+        directory, path = find_checkpoint_folder(source)
+    except ConfigError as error:
+        raise ConfigError(f"{key} is invalid: {error}") from None
     found = list_checkpoints(directory)
     if path is None and not found:
         raise ConfigError(f"{key}: {directory} contains no checkpoint")
@@ -227,7 +233,14 @@ def plan_model(config: RunConfig, source: Path, world_size: int, *, key: str, ki
             f"{key} is invalid: its model reads {model.n_ctx} tokens, but data.seq_len = {config.data.seq_len}. Use a "
             f"model with a longer context, or data.seq_len = {model.n_ctx}"
         )
-    return ModelPlan(source, model, lay_out(config, model, world_size), saved, manifest_digest(header.manifest))
+    return ModelPlan(
+        source,
+        model,
+        lay_out(config, model, world_size),
+        saved,
+        header.state.get("tokenizer"),
+        manifest_digest(header.manifest),
+    )
 
 
 def lay_out(config: RunConfig, model: ModelConfig, world_size: int) -> Layout:
@@ -241,11 +254,9 @@ def lay_out(config: RunConfig, model: ModelConfig, world_size: int) -> Layout:
     return resolve_layout(parallel, batch, model=model, seq_len=config.data.seq_len, world_size=world_size)
 
 
-def _check_tokenizer(run: Path, fingerprint: object, *, key: str) -> None:
+def _check_tokenizer(plan: ModelPlan, fingerprint: object, *, key: str) -> None:
     """Refuse a reward or value model that reads other token ids: its numbers would be of another text."""
-    directory, path = find_checkpoint_folder(run)
-    saved = read_checkpoint_header(path or list_checkpoints(directory)[0]).state.get("tokenizer")
-    if saved is not None and saved != fingerprint:
+    if plan.tokenizer not in (None, fingerprint):
         raise ConfigError(
             f"{key} is invalid: it was trained with another tokenizer than data.tokenizer, so it cannot read the "
             f"policy's tokens. Use a model with the policy's tokenizer, or as a reward a function"

@@ -9,7 +9,7 @@ from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from launch.config.run_config import RunConfig
 from launch.planning.dry_run import human_bytes
-from launch.post_training.checks import loop_settings, plan_model, reward_key, value_source
+from launch.post_training.checks import loop_settings, plan_model, value_source
 from parallel.layout.layout import Layout
 
 FP32 = 4
@@ -38,7 +38,7 @@ def dry_run_notes(config: RunConfig, layout: Layout) -> list[str]:
     for source in (*loop.rewards, *loop.gold):
         if source.run is not None:
             try:
-                plan = plan_model(config, source.run, layout.world_size, key=reward_key(source), kind="reward")
+                plan = plan_model(config, source.run, layout.world_size, key=f"run = '{source.run}'", kind="reward")
             except ConfigError as error:
                 lines.append(f"not counted: the reward '{source.name}' ({error})")
                 continue

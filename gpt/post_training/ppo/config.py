@@ -140,11 +140,6 @@ class PPOConfig:
         """The settings of the loop."""
         return self
 
-    @property
-    def group(self) -> "GRPOConfig | None":
-        """The settings of groups, if there are any."""
-        return None
-
 
 @dataclass(frozen=True)
 class GRPOConfig:
@@ -226,11 +221,6 @@ class GRPOConfig:
         """The settings of the loop. The KL penalty is in the loss, so that no reward has one."""
         names = {field.name for field in fields(self)} & {field.name for field in fields(PPOConfig)} - {"kind", "beta"}
         return PPOConfig(beta=0.0, whiten_advantages=False, **{name: getattr(self, name) for name in names})
-
-    @property
-    def group(self) -> "GRPOConfig":
-        """The settings of groups."""
-        return self
 
 
 _AT_LEAST_1 = ("max_response_tokens", "rollout_rows", "rollout_part", "minibatch_episodes", "inner_epochs")

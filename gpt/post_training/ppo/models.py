@@ -44,7 +44,6 @@ class PPOSetup:
     rollouts: Path
     episodes: int  # of an iteration, over all data ranks
     seq_len: int
-    micro_batch_size: int
     seed: int
     writes: bool
     sampled_by: str

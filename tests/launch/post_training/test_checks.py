@@ -39,7 +39,11 @@ def prepared(instruct: Any, run: Path, *words: str) -> Any:
         (["--objective.rewards", "[]"], "objective.rewards is empty"),
         (["--train.residual_dropout", "0.1"], "train.residual_dropout is invalid with objective.kind = 'ppo'"),
         (["--objective.rewards", "[{ run = '{folder}/base' }]"], "it is a run of objective.kind = 'next_token'"),
-        (["--objective.rewards", "[{ run = '{folder}/nowhere' }]"], "nowhere: no such folder"),
+        (
+            ["--objective.rewards", "[{ run = '{folder}/nowhere' }]"],
+            r"rewards: run = '.*nowhere' is inv.*nowhere: no such folder",
+        ),
+        (["--objective.gold", "[{ run = '{folder}/nowhere' }]"], r"objective.gold: run = '.*nowhere: no such folder"),
         (["--objective.rewards", "[{ function = 'ppo_rewards:missing' }]"], "cannot be imported: AttributeError"),
         (["--objective.gold", "[{ function = 'ppo_rewards:short' }]"], "two have the name 'short'"),
     ],

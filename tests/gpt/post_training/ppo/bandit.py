@@ -142,7 +142,7 @@ def make(
         tokenizer="none", train=(CorpusConfig(str(folder / "prompts")),), seq_len=SEQ_LEN, sampling="document"
     )
     size = min(config.minibatch_episodes, episodes)
-    objective, group = kind.build(z_loss=0.0), kind.group
+    objective, group = kind.build(z_loss=0.0), kind if isinstance(kind, GRPOConfig) else None
     models = PPOModels(
         policy=engine(objective, micro_batch_size=size, learning_rate=learning_rate),
         reference=engine(objective, micro_batch_size=size, learning_rate=None),
@@ -162,7 +162,6 @@ def make(
         rollouts=folder / "rollouts",
         episodes=episodes,
         seq_len=SEQ_LEN,
-        micro_batch_size=size,
         seed=1,
         writes=True,
         sampled_by="bandit",
