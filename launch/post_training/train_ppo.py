@@ -9,7 +9,6 @@ import torch.distributed as dist
 from gpt.health.watchers import Heartbeat
 from gpt.post_training.ppo.loop import PPOLoop
 from gpt.post_training.ppo.rollout_files import discard_rollouts
-from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.time_ledger import TimeLedger
 from launch.config.run_config import RunConfig
 from launch.post_training.checks import PPOParts, check_ppo
@@ -17,15 +16,12 @@ from launch.post_training.models import build_models, starting_state
 from launch.post_training.price import dry_run_notes as dry_run_notes
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.rank_process import StopSignals
-from launch.processes.restarts import describe_resume, describe_unsaved
 from launch.reports.policy_health import diagnosis_lines
 from launch.training import train_rank
-from launch.training.build import build_run, engine_settings, open_metrics, total_peak_flops_per_s
+from launch.training.build import build_run, open_metrics, total_peak_flops_per_s
 from launch.training.checkpoint_space import check_space
-from launch.training.resume import RunStart, find_start, known_restart
 from launch.training.summary import describe, mark_ending, prepare_run_directory
 from launch.training.train_rank import Prepared, report_end
-from parallel.engines.settings import sharding_signature
 
 
 @dataclass(frozen=True)
@@ -61,11 +57,12 @@ def train_joined(prepared: PreparedPPO, heartbeat: Heartbeat) -> int:
     """Train together with the other ranks, from the checkpoint to the end. Return the exit status."""
     base, parts = prepared.base, prepared.parts
     config, ledger, layout = base.config, base.ledger, base.layout
-    start, events = find_ppo_start(base)
+    start, events = train_rank.find_run_start(base)
     resumed = start.checkpoint is not None
     state = starting_state(parts, start)
     with ledger.span("start_up/building"):
         models = build_models(base, parts, start, state)
+    start = start.without_checkpoint()
     first_step, policy = state.step, models.policy
     if policy.is_main and parts.config.rollouts == "sample":
         discard_rollouts(parts.setup.rollouts, after=first_step + 1)  # of weights that are to be computed again
@@ -105,25 +102,3 @@ def train_joined(prepared: PreparedPPO, heartbeat: Heartbeat) -> int:
         dist.barrier()
         dist.destroy_process_group()
     return status
-
-
-def find_ppo_start(base: Prepared) -> tuple[RunStart, list[tuple[EventKind, str]]]:
-    """The checkpoint or the weights to start from, and the events to log. Collective over all ranks."""
-    config, ledger = base.config, base.ledger
-    restart = known_restart(base.environment.restart)
-    with ledger.span("start_up/verifying"):
-        start = find_start(
-            config,
-            base.saved_state,
-            resume=base.resume if restart is None else None,
-            layout=sharding_signature(engine_settings(config, base.layout)),
-        )
-    if start.step >= config.train.steps(config.batch.ramp):
-        ledger.path = None  # nothing is left to train
-    ledger.write()
-    events = list(base.warnings)
-    if restart is not None:
-        events.insert(0, ("restart", describe_resume(restart, reached=base.reached, step=start.step)))
-    elif base.reached > start.step:
-        events.insert(0, ("warning", describe_unsaved(base.reached, step=start.step)))
-    return start, events

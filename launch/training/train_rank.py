@@ -219,36 +219,40 @@ def dry_run_notes(config: RunConfig, layout: Layout) -> list[str]:
 
 
 def start_run(prepared: Prepared) -> tuple[Run, Engine, RunStart, list[tuple[EventKind, str]]]:
-    """Find the checkpoint, build the engine with its weights, and return both with the run and the events to log.
-
-    Collective over all ranks.
-    """
+    """Return the run, its engine with weights, the start, and the events to log. Collective over all ranks."""
     config, layout, ledger = prepared.config, prepared.layout, prepared.ledger
-    restart = known_restart(prepared.environment.restart)
-    resume = prepared.resume if restart is None else None
-    if config.checkpoint.fast_directory:
-        check_fast_directory(config)
-        prepared.saved_state["run_id"] = run_identity(config.run.directory)
-    with ledger.span("start_up/verifying"):
-        sharding = sharding_signature(engine_settings(config, layout))
-        start = find_start(config, prepared.saved_state, resume=resume, layout=sharding)
-    if config.adapter is not None and not config.adapter.save_base and start.weights is not None:
-        prepared.saved_state[BASE] = reference_to(start.weights, config.run.directory)
-    if start.step >= config.train.steps(config.batch.ramp):
-        ledger.path = None  # nothing is left to train: the time since the run's end does not belong to it
-    ledger.write()  # so that the ledger has this start, even if it fails from here on
+    start, events = find_run_start(prepared)
     with ledger.span("start_up/building"):
         engine = build_engine(config, layout, prepared.device, start, ledger, objective=prepared.objective)
     start = start.without_checkpoint()
     with ledger.span("start_up/measuring"):
         peak = total_peak_flops_per_s(config, prepared.environment, prepared.device)
     run = build_run(config, prepared.saved_state, peak_flops_per_s=peak)
-    events = [*prepared.warnings, *start.events, *check_space(run, engine, step=start.step)]
+    return run, engine, start, [*events, *start.events, *check_space(run, engine, step=start.step)]
+
+
+def find_run_start(prepared: Prepared) -> tuple[RunStart, list[tuple[EventKind, str]]]:
+    """Find the checkpoint or weights to start from, and the events to log before its own. Collective over all ranks."""
+    config, ledger = prepared.config, prepared.ledger
+    restart = known_restart(prepared.environment.restart)
+    resume = prepared.resume if restart is None else None
+    if config.checkpoint.fast_directory:
+        check_fast_directory(config)
+        prepared.saved_state["run_id"] = run_identity(config.run.directory)
+    with ledger.span("start_up/verifying"):
+        sharding = sharding_signature(engine_settings(config, prepared.layout))
+        start = find_start(config, prepared.saved_state, resume=resume, layout=sharding)
+    if config.adapter is not None and not config.adapter.save_base and start.weights is not None:
+        prepared.saved_state[BASE] = reference_to(start.weights, config.run.directory)
+    if start.step >= config.train.steps(config.batch.ramp):
+        ledger.path = None  # nothing is left to train: the time since the run's end does not belong to it
+    ledger.write()  # so that the ledger has this start, even if it fails from here on
+    events = list(prepared.warnings)
     if restart is not None:
         events.insert(0, ("restart", describe_resume(restart, reached=prepared.reached, step=start.step)))
     elif prepared.reached > start.step:
         events.insert(0, ("warning", describe_unsaved(prepared.reached, step=start.step)))
-    return run, engine, start, events
+    return start, events
 
 
 def train(
@@ -280,13 +284,7 @@ def train(
 
 
 def report_end(
-    prepared: Prepared,
-    run: Run,
-    outcome: Outcome,
-    metrics: MetricsWriter,
-    *,
-    first_step: int,
-    weights: str | None,
+    prepared: Prepared, run: Run, outcome: Outcome, metrics: MetricsWriter, *, first_step: int, weights: str | None
 ) -> None:
     """Report how the run ended and where its time went, on the console and in the run directory."""
     config, step = prepared.config, outcome.state.step
