@@ -1,13 +1,13 @@
-"""What the policy and the value model of PPO learn, as objectives that engines run.
+"""The objectives of the policy and the value model of PPO.
 
 Shapes: b rows, t positions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,18 +38,12 @@ class Policy:
 
     def batch(self, samples: Samples) -> Batch:
         """Every token as part of a response: for a dry run, which prices an update."""
-        batch = NextToken().batch(samples)
-        zeros = torch.zeros(batch.inputs.shape)
-        mask = torch.ones(batch.inputs.shape, dtype=torch.bool)
-        names = ("old_log_probs", "reference_log_probs", "advantages")
-        return Batch(batch.inputs, batch.targets, loss_mask=mask, extra=dict.fromkeys(names, zeros))
+        return _dry_batch(samples, "old_log_probs", "reference_log_probs", "advantages")
 
     def check_corpus(self, files: CorpusFiles, model: ModelConfig) -> list[str]:
         """Refuse prompts that are empty or leave no room for a response. Reads the length of each document."""
-        seq_len, tokens = files.sampling.seq_len, files.tokens
-        starts = [tokens.document_start(i) for i in range(tokens.n_documents + 1)]
-        lengths = [stop - start for start, stop in pairwise(starts)]
-        empty, full = lengths.count(0), sum(length >= seq_len for length in lengths)
+        seq_len, lengths = files.sampling.seq_len, np.diff(files.tokens.document_starts())
+        empty, full = int((lengths == 0).sum()), int((lengths >= seq_len).sum())
         if empty or full:
             raise ConfigError(
                 f"corpus '{files.name}': {empty:,} of its {len(lengths):,} prompts are empty and {full:,} leave no "
@@ -119,11 +113,8 @@ class Value:
     optional_streams: ClassVar[tuple[str, ...]] = ()
 
     def batch(self, samples: Samples) -> Batch:
-        """Every token as part of a response: for a dry run."""
-        batch = NextToken().batch(samples)
-        zeros = torch.zeros(batch.inputs.shape)
-        mask = torch.ones(batch.inputs.shape, dtype=torch.bool)
-        return Batch(batch.inputs, batch.targets, loss_mask=mask, extra={"old_values": zeros, "returns": zeros})
+        """As `Policy.batch`."""
+        return _dry_batch(samples, "old_values", "returns")
 
     def check_corpus(self, files: CorpusFiles, model: ModelConfig) -> list[str]:
         return []
@@ -142,3 +133,11 @@ class Value:
 
     def after_step(self, parameters: Sequence[tuple[str, Tensor]]) -> None:
         pass
+
+
+def _dry_batch(samples: Samples, *names: str) -> Batch:
+    """A batch in which every token is part of a response, with zeros for the tensors (b, t) that the loss reads."""
+    batch = NextToken().batch(samples)
+    zeros = torch.zeros(batch.inputs.shape)
+    mask = torch.ones(batch.inputs.shape, dtype=torch.bool)
+    return Batch(batch.inputs, batch.targets, loss_mask=mask, extra=dict.fromkeys(names, zeros))
