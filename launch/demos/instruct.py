@@ -68,7 +68,7 @@ def conclude(models: dict[str, Path], runs: dict[str, Path], seconds: dict[str, 
     seconds["answers"] = round(time.perf_counter() - started_at, 2)
     accuracy = read_report(runs["reward"] / "accuracy.json")
     html = runs["ppo"] / "side_by_side.html"
-    replace_file(html, page(texts, found, figures={}))
+    replace_file(html, page(texts, found))
     summary = {
         "prompts": n,
         "marks": {model.name: model.mean.estimate for model in found},

@@ -1,6 +1,6 @@
 """Let several runs answer the same prompts, and show the answers side by side on one page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -55,7 +55,7 @@ def _text(tokenizer: Tokenizer, tokens: Sequence[int], end_ids: Sequence[int]) -
     return tokenizer.decode([token for token in tokens if token not in end_ids]).strip()
 
 
-def page(prompts: Sequence[str], models: Sequence[Answered], *, figures: Mapping[str, str]) -> str:
+def page(prompts: Sequence[str], models: Sequence[Answered]) -> str:
     """The page's HTML: the marks of each model, and the answers to the first prompts. All texts are escaped."""
     rule = (
         f"A quarter of the mark each: it begins as asked; it contains the word; it is one whole sentence; it has "
@@ -66,7 +66,6 @@ def page(prompts: Sequence[str], models: Sequence[Answered], *, figures: Mapping
         f"<span>mean mark, 95%: {model.mean.low:.2f} to {model.mean.high:.2f}</span></div>"
         for model in models
     )
-    more = "".join(f"<div><span>{escape(what)}</span><b>{escape(value)}</b></div>" for what, value in figures.items())
     head = "".join(f"<th class=word>{escape(model.name)}</th>" for model in models)
     rows = "".join(
         f"<tr><td class=text>{escape(prompt)}</td>"
@@ -80,7 +79,7 @@ def page(prompts: Sequence[str], models: Sequence[Answered], *, figures: Mapping
     )
     body = (
         f"{style}<h1>One model, before and after instruction</h1><p class=note>{rule} {len(prompts)} prompts that no "
-        f"training has seen.</p><div class=tiles>{tiles}{more}</div><h2>Answers</h2>"
+        f"training has seen.</p><div class=tiles>{tiles}</div><h2>Answers</h2>"
         f"<div class=scroll><table><tr><th class=word>prompt</th>{head}</tr>{rows}</table></div>"
     )
     return run_page("Before and after instruction", body)

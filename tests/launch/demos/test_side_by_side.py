@@ -11,9 +11,7 @@ def model(name: str, *answers: str) -> Answered:
 
 def test_every_answer_is_on_the_page_and_harmless():
     prompts = ["first <prompt>", "second"]
-    text = page(
-        prompts, [model("base", "<script>alert(1)</script>", "b"), model("PPO", "c", "d & e")], figures={"x": "9"}
-    )
+    text = page(prompts, [model("base", "<script>alert(1)</script>", "b"), model("PPO", "c", "d & e")])
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; <i>0.50</i>" in text
     assert "first &lt;prompt&gt;" in text
