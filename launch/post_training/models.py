@@ -26,10 +26,13 @@ from parallel.layout.mesh import Mesh, build_mesh
 
 
 def starting_state(parts: PPOParts, start: RunStart) -> PPOState:
-    """The state of a new run, or that of the checkpoint to resume from."""
+    """The state of a new run, or that of the checkpoint to resume from. A beta that is fixed follows the recipe."""
     if start.checkpoint is None:
         return PPOState(start.state, parts.config.beta, models={})
-    return PPOState.from_loop(start.state)
+    state = PPOState.from_loop(start.state)
+    if parts.config.target_kl is None:
+        state.beta = parts.config.beta
+    return state
 
 
 def build_models(base: Prepared, parts: PPOParts, start: RunStart, state: PPOState) -> PPOModels:

@@ -62,13 +62,21 @@ class PPOLoop:
         self.saved_step, self.sampler, self.trained_tokens = saved_step, sampler, 0
 
     def train(self) -> End:
-        """Train to the end, or until `stop` of any rank asks to save and stop. Every rank must call it."""
+        """Train to the end, or until `stop` of any rank asks to save and stop. Every rank must call it.
+
+        ConfigError: the run has ended, and no episode had a reward.
+        """
         run, state = self.run, self.state
         self.ledger.resume(step=state.step, tokens=run.batch.tokens_seen(state.step))
         ended: End | None = "total_tokens" if state.step >= run.steps else None
         while ended is None:
             ended = self.iterate()
         self.heartbeat.beat("end", state.step)
+        if ended == "total_tokens" and state.nan_rewards == state.step * self.setup.episodes:
+            raise ConfigError(
+                f"none of the run's {state.nan_rewards:,} episodes has a finite reward, so nothing was learnt. Check "
+                f"objective.rewards, and start a new run"
+            )
         return ended
 
     def iterate(self) -> End | None:
@@ -125,10 +133,10 @@ class PPOLoop:
         self.metrics.log(step, {key.replace("ppo/", f"{kind}/"): value for key, value in values.items()})
         if self.sampler is None:
             self.metrics.append("samples.jsonl", sample_lines(experience, setup, step=step))
-        if values["ppo/nan_rewards"]:
+        if unscored:
             self.event(
                 "warning",
-                f"iteration {step:,}: {int(values['ppo/nan_rewards']):,} of {setup.episodes:,} episodes have a reward "
+                f"iteration {step:,}: {unscored:,} of {setup.episodes:,} episodes have a reward "
                 f"that is not finite; nothing is learnt from them",
             )
 
@@ -236,7 +244,7 @@ class PPOLoop:
         return self.stop() or self.stop.interrupted
 
     def has_passed(self, seconds: float, *, since: float) -> bool:
-        """Whether so many seconds have passed, by the main rank's clock: those of others may differ."""
+        """Whether this time has passed, by the main rank's clock: other clocks may differ."""
         return self.models.policy.is_main and time.monotonic() - since >= seconds
 
     def event(self, kind: EventKind, text: str, **fields: object) -> None:

@@ -16,7 +16,7 @@ from launch.post_training.checks import check_ppo
 from launch.post_training.models import EngineMaker, starting_state
 from launch.post_training.train_ppo import prepare
 from launch.processes.environment import ClusterEnvironment
-from launch.training.resume import fresh_start
+from launch.training.resume import RunStart, fresh_start
 
 
 def prepared(instruct: Any, run: Path, *words: str) -> Any:
@@ -101,6 +101,14 @@ def test_rollouts_of_another_run_in_the_same_folder_have_another_digest(instruct
     others = [("--run.seed", "4"), ("--objective.max_response_tokens", "11")]
     for words in others:
         assert digest(*words) != first
+
+
+def test_a_resumed_run_takes_beta_from_its_recipe_unless_beta_adapts(instruct: Any, tmp_path: Path) -> None:
+    checkpoint: Any = "of step 0"
+    for words, beta in (["--objective.beta", "0.5"], 0.5), (["--objective.target_kl", "6.0"], 0.1):
+        found = prepared(instruct, tmp_path / "run", *words)
+        saved = PPOState(fresh_start(found.base.config).state, 0.1, models={})
+        assert starting_state(found.parts, RunStart(saved.to_loop(), checkpoint, [])).beta == beta
 
 
 def test_a_model_that_was_written_again_since_the_start_is_refused(instruct: Any, tmp_path: Path) -> None:

@@ -144,6 +144,13 @@ def test_a_run_without_any_reward_ends_after_so_many_updates(bandit: Any, tmp_pa
         run.loop.train()
 
 
+def test_a_short_run_without_any_reward_ends_with_an_error(bandit: Any, tmp_path: Path) -> None:
+    config = PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC)
+    run = bandit.make(tmp_path, config, iterations=2, episodes=16, learning_rate=1e-3, reward=Holes(1))
+    with pytest.raises(ConfigError, match=r"none of the run's 32 episodes has a finite reward"):
+        run.loop.train()
+
+
 def test_what_does_not_count_changes_no_update(bandit: Any, tmp_path: Path) -> None:
     """Neither prompts nor padding nor episodes without a reward reach a loss: garbage there changes nothing."""
     run = bandit.make(
