@@ -59,10 +59,13 @@ def _settings(cls: type[Any], prefix: str) -> Iterator[Setting]:
 
 
 def field_docs(cls: type[Any]) -> dict[str, str]:
-    """Return field name -> the text of the string literal below it, on one line."""
+    """Return field name -> the text of the string literal below it, on one line. A base class may have the field."""
+    docs: dict[str, str] = {}
+    for base in cls.__bases__:
+        if dataclasses.is_dataclass(base):
+            docs |= field_docs(base)
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(tree, ast.ClassDef)
-    docs = {}
     for field, doc in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
             text = ast.literal_eval(doc.value)

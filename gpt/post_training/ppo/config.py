@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from gpt.data.config import CorpusConfig, check_names
 from gpt.errors import ConfigError, nearest_multiples
@@ -44,15 +44,10 @@ class RewardSource:
 
 
 @dataclass(frozen=True)
-class PPOConfig:
-    """The [objective] section for PPO. An iteration is a step of the run: `batch.global_batch_tokens` / `data.seq_len`
-    episodes are sampled, scored and learned from. `data.train` holds prompts, `run.start_from` names the policy's first
-    weights, which are also the reference's. The defaults are the paper's, where it has them.
-    """
+class RolloutsConfig:
+    """The keys that PPO and GRPO share."""
 
-    kind: Literal["ppo"] = "ppo"
-    """Proximal policy optimisation with a value model; with `ptx` PPO-ptx."""
-    restarts_positions: ClassVar[bool] = False
+    kind: str = ""
     rewards: tuple[RewardSource, ...] = ()
     """The rewards, which are added up with their weights."""
     gold: tuple[RewardSource, ...] = ()
@@ -60,7 +55,7 @@ class PPOConfig:
     missing_end_reward: float | None = None
     """Reward of a response without an end token, in place of its score. By default the score counts."""
     max_response_tokens: int = 1024
-    """Tokens of a response at most, the end token included."""
+    """Tokens of a response at most, the end token included. `data.seq_len` limits prompt and response together."""
     temperature: float = 1.0
     """Temperature of the sampler, and of the probabilities that are trained. 0 samples greedily, for tests."""
     rollout_rows: int = 64
@@ -69,6 +64,23 @@ class PPOConfig:
     """Episodes of a file of rollouts. A file that is complete is not sampled again after a restart."""
     keep_rollouts: int = 2
     """Newest iterations whose files of rollouts are kept. 0 keeps all."""
+    minibatch_episodes: int = 64
+    """Episodes of an update, over all data ranks. With groups, whole ones on each rank."""
+    inner_epochs: int = 1
+    """Passes over the episodes of an iteration."""
+    offload: tuple[Placement, ...] = ()
+    """Models whose weights wait in host memory while others work: reference, rewards, value, ema. On GPUs."""
+
+
+@dataclass(frozen=True)
+class PPOConfig(RolloutsConfig):
+    """The [objective] section for PPO. An iteration is a step of the run: `batch.global_batch_tokens` / `data.seq_len`
+    episodes are sampled, scored and learned from. `data.train` holds prompts, `run.start_from` names the policy's first
+    weights, which are also the reference's. The defaults are the paper's, where it has them.
+    """
+
+    kind: Literal["ppo"] = "ppo"
+    """Proximal policy optimisation with a value model; with `ptx` PPO-ptx."""
     rollouts: Literal["sample", "only", "replay"] = "sample"
     """`sample` samples and trains. `only` samples with the weights at hand and trains nothing. `replay` trains on the
     files of `replay_from`."""
@@ -76,10 +88,6 @@ class PPOConfig:
     """A run whose folder `rollouts` is replayed."""
     max_staleness: int = 0
     """Iterations by which the weights of replayed rollouts may be older than those that learn from them."""
-    minibatch_episodes: int = 64
-    """Episodes of an update, over all data ranks."""
-    inner_epochs: int = 1
-    """Passes over the episodes of an iteration."""
     clip: float = 0.2
     """The policy's gain ends where the ratio of probabilities leaves 1 +- clip."""
     value_clip: float = 0.2
@@ -108,12 +116,9 @@ class PPOConfig:
     ptx: tuple[CorpusConfig, ...] = ()
     """Pre-training corpora, whose next-token gradient is added to that of each update (PPO-ptx)."""
     ptx_gamma: float = 27.8
-    """Factor of the pre-training gradient: that of the mean loss of its tokens, beside the mean loss of the tokens of
-    responses."""
+    """Factor of the pre-training gradient, which is that of the mean loss per token."""
     ptx_per_episode: int = 8
     """Pre-training samples of `data.seq_len` tokens for each episode."""
-    offload: tuple[Placement, ...] = ()
-    """Models whose weights wait in host memory while others work: reference, rewards, value, ema. On GPUs."""
 
     def __post_init__(self) -> None:
         check_common(self)
@@ -142,7 +147,7 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
-class GRPOConfig:
+class GRPOConfig(RolloutsConfig):
     """The [objective] section for GRPO (arXiv 2402.03300): several responses to each prompt, and no value model.
 
     A response's advantage is its reward relative to those of its group. The KL penalty is part of the loss (k3). An
@@ -151,33 +156,12 @@ class GRPOConfig:
 
     kind: Literal["grpo"] = "grpo"
     """Group relative policy optimisation."""
-    restarts_positions: ClassVar[bool] = False
     group_size: int = 8
     """Responses to each prompt."""
     scale_advantages: bool = True
     """Divide advantages by the standard deviation of the group."""
     average: Literal["response", "token"] = "response"
-    """What has equal weight in the loss: each response (the paper), or each token (DAPO, arXiv 2503.14476)."""
-    rewards: tuple[RewardSource, ...] = ()
-    """The rewards, which are added up with their weights."""
-    gold: tuple[RewardSource, ...] = ()
-    """Rewards that are measured and logged, and that the policy never learns from."""
-    missing_end_reward: float | None = None
-    """Reward of a response without an end token, in place of its score. By default the score counts."""
-    max_response_tokens: int = 1024
-    """Tokens of a response at most, the end token included."""
-    temperature: float = 1.0
-    """Temperature of the sampler, and of the probabilities that are trained."""
-    rollout_rows: int = 64
-    """Sequences that a data rank writes at the same time."""
-    rollout_part: int = 64
-    """Episodes of a file of rollouts."""
-    keep_rollouts: int = 2
-    """Newest iterations whose files of rollouts are kept. 0 keeps all."""
-    minibatch_episodes: int = 64
-    """Episodes of an update, over all data ranks: whole groups on each."""
-    inner_epochs: int = 1
-    """Passes over the episodes of an iteration."""
+    """Whether each response (the paper) or each token (DAPO, arXiv 2503.14476) has equal weight in the loss."""
     clip_low: float = 0.2
     """The policy's gain ends where the ratio of probabilities falls below 1 - clip_low."""
     clip_high: float = 0.2
@@ -186,8 +170,6 @@ class GRPOConfig:
     """Factor of the KL penalty w.r.t. the reference in the loss."""
     ema: float = 0.0
     """Decay of the moving average of the policy's weights, once an iteration, in RUN/ema. 0 keeps none."""
-    offload: tuple[Placement, ...] = ()
-    """Models whose weights wait in host memory while others work: reference, rewards, ema. On GPUs."""
 
     def __post_init__(self) -> None:
         check_common(self.loop)
@@ -219,8 +201,8 @@ class GRPOConfig:
     @property
     def loop(self) -> PPOConfig:
         """The settings of the loop. The KL penalty is in the loss, so that no reward has one."""
-        names = {field.name for field in fields(self)} & {field.name for field in fields(PPOConfig)} - {"kind", "beta"}
-        return PPOConfig(beta=0.0, whiten_advantages=False, **{name: getattr(self, name) for name in names})
+        shared = {field.name: getattr(self, field.name) for field in fields(RolloutsConfig) if field.name != "kind"}
+        return PPOConfig(beta=0.0, whiten_advantages=False, ema=self.ema, **shared)
 
 
 _AT_LEAST_1 = ("max_response_tokens", "rollout_rows", "rollout_part", "minibatch_episodes", "inner_epochs")
@@ -231,7 +213,7 @@ def check_common(config: PPOConfig) -> None:
     names = [reward.name for reward in (*config.rewards, *config.gold)]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"objective.rewards: two have the name '{name}'. Give one another with name = '...'")
+            raise ConfigError(f"objective.rewards: two have the name '{name}'. Rename one with name = '...'")
     at_least = dict.fromkeys((*_AT_LEAST_1, "ptx_per_episode", "beta_horizon"), 1)
     at_least |= {"keep_rollouts": 0, "max_staleness": 0, "critic_warmup_iterations": 0}
     for key, minimum in at_least.items():
