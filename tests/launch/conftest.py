@@ -114,6 +114,18 @@ def written_runs():
 
 
 @pytest.fixture(scope="session")
+def ppo_program():
+    """tests/launch/ppo_program.py as a module."""
+    return beside_this("ppo_program")
+
+
+@pytest.fixture(scope="session")
+def reward_run(tiny_corpus, tmp_path_factory):
+    """A reward run with its base model, rankings and demonstrations; not to be changed."""
+    return beside_this("reward_runs").make_reward_run(tiny_corpus, tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture(scope="session")
 def made(saved_runs, tmp_path_factory):
     """A run directory as training leaves it; not to be changed."""
     return saved_runs.save_training(tmp_path_factory.mktemp("run"))

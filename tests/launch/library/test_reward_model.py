@@ -1,8 +1,6 @@
 """`triaxial.load_reward` gives the rewards that `triaxial score` gives."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
@@ -15,16 +13,6 @@ ANSWERS = ["It is two.", "I do not know.", "Nobody, as far as the documents tell
 
 def conversation(question, answer):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-@pytest.fixture(scope="module")
-def reward_run(tiny_corpus, tmp_path_factory):
-    """The run of tests/launch/rewards."""
-    path = Path(__file__).parents[1] / "rewards" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("reward_run_fixture", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_reward_run(tiny_corpus, tmp_path_factory.mktemp("reward"))
 
 
 def test_rewards_are_those_of_the_command(reward_run, tmp_path):

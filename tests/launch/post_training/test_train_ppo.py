@@ -35,18 +35,6 @@ def everything(run: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.fixture(scope="module")
-def program() -> Any:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("ppo_program", Path(__file__).parents[1] / "ppo_program.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def words(instruct: Any, run: Path, *more: str) -> list[str]:
     return [str(instruct.recipe), "--run.directory", str(run), *more]
 
@@ -57,10 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_process(instruct: Any, program: Any, folder: Path) -> Path:
+def one_process(instruct: Any, ppo_program: Any, folder: Path) -> Path:
     """Two iterations on one process."""
     run = folder / "one" / "run"
-    assert not program.launch(
+    assert not ppo_program.launch(
         folder, {"name": "one", "nproc": 1, "words": words(instruct, run), "path": str(instruct.folder)}
     )
     return run
@@ -97,7 +85,9 @@ def test_average_and_value_are_saved_with_the_policy(instruct: Any, one_process:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("temperature", ["1.0", pytest.param("0.0", marks=pytest.mark.rehearse)])
-def test_an_iteration_is_the_same_on_every_layout(instruct: Any, program: Any, folder: Path, temperature: str) -> None:
+def test_an_iteration_is_the_same_on_every_layout(
+    instruct: Any, ppo_program: Any, folder: Path, temperature: str
+) -> None:
     """Rollout, scores, advantages, updates with pre-training data: weights to 1e-5, tokens exactly."""
     more = ["--objective.temperature", temperature, "--train.total_steps", "1"]
     chosen = LAYOUTS if temperature == "1.0" else {name: LAYOUTS[name] for name in ("data 2", "tensor 2 x pipeline 2")}
@@ -105,7 +95,7 @@ def test_an_iteration_is_the_same_on_every_layout(instruct: Any, program: Any, f
     for name, (nproc, layout) in {"one": (1, list[str]()), **chosen}.items():
         label = f"{name} at {temperature}"
         run = runs[name] = folder / label / "run"
-        failed = program.launch(
+        failed = ppo_program.launch(
             folder,
             {
                 "name": label,
@@ -128,13 +118,13 @@ def test_an_iteration_is_the_same_on_every_layout(instruct: Any, program: Any, f
 
 
 @pytest.mark.timeout(600)
-def test_rollouts_are_made_and_replayed_apart(instruct: Any, program: Any, folder: Path, one_process: Path) -> None:
+def test_rollouts_are_made_and_replayed_apart(instruct: Any, ppo_program: Any, folder: Path, one_process: Path) -> None:
     """Replaying the first iteration's rollouts on two ranks gives the weights of the run that sampled them."""
     made, replayed = folder / "made" / "run", folder / "replayed" / "run"
 
     def launch(name: str, nproc: int, run: Path, *more: str) -> str:
         one = {"name": name, "nproc": nproc, "words": words(instruct, run, *more), "path": str(instruct.folder)}
-        failed: str = program.launch(folder, one)
+        failed: str = ppo_program.launch(folder, one)
         return failed
 
     assert not launch("made", 1, made, "--objective.rollouts", "only", "--train.total_steps", "2")
@@ -162,7 +152,7 @@ KILLS = [
 
 
 @pytest.mark.timeout(900)
-def test_a_run_killed_in_every_phase_ends_with_the_same_bits(instruct: Any, program: Any, folder: Path) -> None:
+def test_a_run_killed_in_every_phase_ends_with_the_same_bits(instruct: Any, ppo_program: Any, folder: Path) -> None:
     """After a signal in sampling; killed in sampling, scoring, between two updates, between two saves, at the start."""
     for name in ("whole", "killed"):
         run = folder / name / "run"
@@ -174,7 +164,7 @@ def test_a_run_killed_in_every_phase_ends_with_the_same_bits(instruct: Any, prog
                 "path": str(instruct.folder),
                 "kill": kill,
             }
-            failed = program.launch(folder, one)
+            failed = ppo_program.launch(folder, one)
             assert bool(failed) == (kill is not None), failed or f"nobody was killed: {kill}"
     whole, killed = (everything(folder / name / "run") for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()

@@ -1,24 +1,12 @@
 """`triaxial best-of-n` with a real model, a real reward run, and a function."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import triaxial
 from launch.main import main
-
-
-@pytest.fixture(scope="module")
-def reward_run(tiny_corpus, tmp_path_factory):
-    """The run of tests/launch/rewards."""
-    path = Path(__file__).parents[2] / "rewards" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("reward_run_fixture", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_reward_run(tiny_corpus, tmp_path_factory.mktemp("reward")).run
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +49,7 @@ def lines(path):
 def test_the_best_answer_by_a_function_is_kept_and_measured_by_a_run(
     made, reward_run, prompts, tmp_path, module, capsys
 ):
-    best(made, prompts, tmp_path / "o", "--reward", "length_reward:words", "--gold", reward_run, "--n", 5)
+    best(made, prompts, tmp_path / "o", "--reward", "length_reward:words", "--gold", reward_run.run, "--n", 5)
     said = capsys.readouterr().out
     assert "1 records of" in said
     samples, chosen = lines(tmp_path / "o" / "samples.jsonl"), lines(tmp_path / "o" / "best.jsonl")
@@ -75,7 +63,7 @@ def test_the_best_answer_by_a_function_is_kept_and_measured_by_a_run(
     means = [[answer["score"] for answer in every["completions"]] for every in samples]
     assert curve[0]["proxy"] == pytest.approx(np.mean(means))
     assert curve[0]["proxy"] < curve[1]["proxy"] < curve[2]["proxy"]
-    model = triaxial.load_reward(reward_run)
+    model = triaxial.load_reward(reward_run.run)
     asked = [
         [{"role": "user", "content": one["prompt"]}, {"role": "assistant", "content": one["text"]}] for one in chosen
     ]

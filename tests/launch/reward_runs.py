@@ -1,11 +1,10 @@
-"""A reward run of a few steps on small rankings, made once."""
+"""For tests: a reward run of a few steps on small rankings."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from gpt.token_files.files import TokenFileWriter
 from launch.main import main
@@ -83,11 +82,6 @@ def write_rankings(folder, name, n, seed):
             marks.add_document(np.concatenate(flat).astype(np.int64))
             facts = {"prompt_id": f"p{number // 2}", "labeller": f"person {number % 2}", "scores": scores}
             lines.write(json.dumps(facts) + "\n")
-
-
-@pytest.fixture(scope="session")
-def reward_run(tiny_corpus, tmp_path_factory):
-    return make_reward_run(tiny_corpus, tmp_path_factory.mktemp("reward"))
 
 
 def make_reward_run(tiny_corpus, folder):
