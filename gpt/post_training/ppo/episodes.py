@@ -4,8 +4,9 @@ Shapes: n episodes, t = data.seq_len. A number at index i of a row of (n, t) bel
 model predicts at i, as in training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -14,7 +15,16 @@ from gpt.losses.batch import Batch
 from gpt.losses.marks import IGNORE
 from gpt.post_training.ppo.rollouts import SampledResponse
 
-COLUMNS = ("numbers", "tokens", "prompt_tokens", "total_tokens", "log_probs", "ended")
+COLUMNS: Mapping[str, torch.dtype] = MappingProxyType(  # the tensors of episodes
+    {
+        "numbers": torch.int64,
+        "tokens": torch.int64,
+        "prompt_tokens": torch.int64,
+        "total_tokens": torch.int64,
+        "log_probs": torch.float32,
+        "ended": torch.bool,
+    }
+)
 
 
 @dataclass(frozen=True)

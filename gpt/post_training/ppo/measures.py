@@ -4,7 +4,7 @@ Units: KL in nats a response, entropy in nats a token, length in tokens a respon
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from gpt.post_training.kl import kl_estimate, kl_per_response
 from gpt.post_training.ppo.models import PPOSetup, exchange
 from gpt.post_training.ppo.scoring import Experience
-from gpt.post_training.ppo.updates import Updates, mean_metric
-from gpt.training.engine import Engine
+from gpt.post_training.ppo.updates import Updates
+from gpt.training.engine import Engine, StepResult
 
 SAMPLES = 4  # texts of an iteration in samples.jsonl
 
@@ -125,7 +125,6 @@ def update_values(updates: Updates) -> Numbers:
     policy = updates.policy
     if not policy:
         return values
-    first = policy[0].loss.metrics
     values |= {
         "loss": _mean_loss(policy),
         "gradient_norm": policy[-1].gradient_norm,
@@ -133,15 +132,21 @@ def update_values(updates: Updates) -> Numbers:
         "ppo/clip_fraction": mean_metric(policy, "clip_fraction"),
         "ppo/update_kl": mean_metric(policy, "update_kl"),
         "ppo/entropy": mean_metric(policy, "entropy"),
-        "ppo/first_ratio_error": first["ratio_error"],
+        "ppo/first_ratio_error": policy[0].loss.metrics["ratio_error"],
     }
     if any(result.loss.metrics["ptx_tokens"] for result in policy):
         values["ppo/ptx_loss"] = mean_metric(policy, "ptx_loss") / mean_metric(policy, "ptx_tokens")
     return values
 
 
-def _mean_loss(results: Iterable[Any]) -> float:
-    results = list(results)
+def mean_metric(results: Sequence[StepResult], name: str) -> float:
+    """The mean of a metric over the tokens of these steps; NaN without any."""
+    tokens = sum(result.loss.tokens for result in results)
+    found = sum(result.loss.metrics[name] * result.loss.tokens for result in results)
+    return found / tokens if tokens else float("nan")
+
+
+def _mean_loss(results: Sequence[StepResult]) -> float:
     tokens = sum(result.loss.tokens for result in results)
     return sum(result.loss.loss_sum for result in results) / tokens if tokens else float("nan")
 

@@ -77,7 +77,7 @@ class FunctionReward:
 
 
 def as_scores(found: Any, *, n: int, name: str) -> Tensor:
-    """What a reward function returned, as (n,) float64. ConfigError: it is not n numbers."""
+    """Convert the result of a reward function to (n,) float64. ConfigError: it is not n numbers."""
     values = found.tolist() if hasattr(found, "tolist") else found
     if not isinstance(values, (list, tuple)):
         raise ConfigError(f"the reward '{name}' returned {type(found).__name__}: must be a list of {n} numbers")

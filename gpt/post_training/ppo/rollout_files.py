@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from gpt.errors import ConfigError, file_error
 from gpt.files.atomic import open_replacement
 from gpt.files.json_rules import Fields, Finite, Text, Whole, read_checked_json
 from gpt.files.regular import open_regular
 from gpt.files.safetensors import TensorSpec, encode_file, read_header, read_tensor
-from gpt.post_training.ppo.episodes import Episodes, join
+from gpt.post_training.ppo.episodes import COLUMNS, Episodes, join
 
 _RULES = Fields(
     {
@@ -30,14 +28,6 @@ _RULES = Fields(
         "sha256": Text(64),
     }
 )
-_TENSORS = {
-    "numbers": torch.int64,
-    "tokens": torch.int64,
-    "prompt_tokens": torch.int64,
-    "total_tokens": torch.int64,
-    "log_probs": torch.float32,
-    "ended": torch.bool,
-}
 
 
 def step_folder(directory: Path, step: int) -> Path:
@@ -49,12 +39,12 @@ def write_part(folder: Path, episodes: Episodes, *, temperature: float, sampled_
     """Publish a part: consecutive episodes. `sampled_by`: see PPOSetup. ConfigError: the disk refuses."""
     first = int(episodes.numbers[0])
     path = _part(folder, first)
-    specs = {name: TensorSpec(tuple(getattr(episodes, name).shape), dtype) for name, dtype in _TENSORS.items()}
+    specs = {name: TensorSpec(tuple(getattr(episodes, name).shape), dtype) for name, dtype in COLUMNS.items()}
     sha256 = hashlib.sha256()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open_replacement(path, durable=True) as file:
-            for block in encode_file(specs, ((name, getattr(episodes, name)) for name in _TENSORS)):
+            for block in encode_file(specs, ((name, getattr(episodes, name)) for name in COLUMNS)):
                 sha256.update(block)
                 file.write(block)
         record = {
@@ -138,7 +128,7 @@ def _read_part(path: Path, record: dict[str, object]) -> Episodes:
     if digest != record["sha256"]:
         raise ConfigError(f"{path} is damaged: its bytes differ from its checksum. Remove the folder to sample again")
     tensors = {name: read_tensor(location) for name, location in read_header(path).items()}
-    if {name: tensor.dtype for name, tensor in tensors.items()} != _TENSORS:
+    if {name: tensor.dtype for name, tensor in tensors.items()} != COLUMNS:
         raise ConfigError(f"{path} holds other tensors than rollouts. Remove the folder to sample again")
     version = record["version"]
     assert isinstance(version, int)

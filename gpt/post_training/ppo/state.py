@@ -1,4 +1,4 @@
-"""The state of a PPO run after so many iterations. All of it goes into each checkpoint, equal on every rank."""
+"""The state of a PPO run between two iterations. All of it goes into each checkpoint, equal on every rank."""
 
 from dataclasses import dataclass, field
 

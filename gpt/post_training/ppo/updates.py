@@ -1,6 +1,6 @@
 """The updates of an iteration: minibatches through policy and value model, with the pre-training gradient of PPO-ptx.
 
-Of one update, the policy's gradient is
+The policy's gradient in one update is
 
     grad(sum of the clipped losses of responses' tokens) / n + gamma * grad(sum of pre-training losses) / m
 
@@ -9,7 +9,7 @@ over all data ranks. gamma (27.8 in the paper) thus multiplies the gradient of a
 clipped after the sum.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -106,11 +106,3 @@ def ptx_batches(setup: PPOSetup, policy: Engine, step: int, epoch: int, index: i
         batch = NextToken().batch(samples)
         extra = {PTX_SCALE: torch.full((share, 1), scale)}
         yield Batch(batch.inputs, batch.targets, positions=batch.positions, segment_ids=batch.segment_ids, extra=extra)
-
-
-def mean_metric(results: Sequence[StepResult], name: str) -> float:
-    """The mean of a metric over the tokens of these steps; NaN without any."""
-    tokens = sum(result.loss.tokens for result in results)
-    return (
-        sum(result.loss.metrics[name] * result.loss.tokens for result in results) / tokens if tokens else float("nan")
-    )
