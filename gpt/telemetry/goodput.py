@@ -152,7 +152,7 @@ def summary_lines(found: Account) -> list[str]:
     parts = sorted(((s, name) for name, s in found.by_name.items() if s > 0), reverse=True)
     shares = ", ".join(f"{NAMES[name]} {s / found.wall_s:.1%}" for s, name in parts if s / found.wall_s >= 0.0005)
     n = len(found.processes)
-    lines = [f"time: {found.wall_s:,.1f} s in {n} process{'es' if n > 1 else ''}, goodput {found.goodput:.1%}"]
+    lines = [f"time: {found.wall_s:,.1f} s in {n} start{'s' if n > 1 else ''}, goodput {found.goodput:.1%}"]
     if shares:
         lines.append(f"time: {shares}")
     if found.repeated_steps:

@@ -76,6 +76,6 @@ def test_the_summary_names_the_parts_by_size_and_the_repeated_steps():
         row("b", 20, 12.0, from_step=8, elapsed_s=15.0, time=20.0),
     ]
     first, parts, repeated = summary_lines(account(rows))
-    assert first == "time: 30.0 s in 2 processes, goodput 56.0%"
+    assert first == "time: 30.0 s in 2 starts, goodput 56.0%"
     assert parts.startswith("time: training that counted 56.0%, ")
     assert repeated == "time: 2 steps were lost and repeated"

@@ -100,7 +100,7 @@ def test_the_report_accounts_for_the_time_of_a_run(finished, tmp_path, capsys):
     assert trained / 2 < found.by_name["training"] + found.by_name["data"] <= trained + 0.01, "the loop's own clock"
     summary = json.loads((run / "train_summary.json").read_text())
     assert sum(summary["seconds"].values()) == pytest.approx(summary["wall_s"])
-    assert f"s in 1 process, goodput {summary['goodput']:.1%}" in done.stdout
+    assert f"s in 1 start, goodput {summary['goodput']:.1%}" in done.stdout
     assert metrics(run)[0]["peak_memory_bytes"] > 1 << 20
     assert [line["step"] for line in metrics(run) if "goodput" in line] == list(range(1, 13))
     assert all("time/training_s" in line for line in metrics(run) if "goodput" in line)
