@@ -27,6 +27,11 @@ class Turn:
     role: Role
     text: str
 
+    @property
+    def message(self) -> dict[str, str]:
+        """The turn as chat templates and data sets have it."""
+        return {"role": self.role, "content": self.text}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -121,5 +126,10 @@ def conversation_of(document: Document) -> Conversation:
 
 def with_answers(conversation: Conversation, answers: Sequence[Answer]) -> Conversation:
     """Return the conversation with other answers, whose levels are renumbered from 0."""
+    return replace(conversation, answers=renumbered(answers))
+
+
+def renumbered(answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    """Return the answers with the levels 0, 1, ... in the same order."""
     levels = {level: number for number, level in enumerate(sorted({answer.level for answer in answers}))}
-    return replace(conversation, answers=tuple(replace(one, level=levels[one.level]) for one in answers))
+    return tuple(replace(answer, level=levels[answer.level]) for answer in answers)

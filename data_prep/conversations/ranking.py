@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
-from data_prep.conversations.conversation import Answer, UnusableRecord
+from data_prep.conversations.conversation import Answer, UnusableRecord, renumbered
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def rank(judged: Sequence[JudgedAnswer], *, tie_margin: float) -> Ranked:
     gone = {i for _, i in left_out}
     kept = [Answer(one.text, levels[i], one.score, one.model) for i, one in known.items() if i not in gone]
     out = (LeftOut(reason, i, len(judged[i].text.encode())) for reason, i in left_out)
-    return Ranked(_renumbered(kept), tuple(sorted(out, key=lambda one: one.number)))
+    return Ranked(renumbered(kept), tuple(sorted(out, key=lambda one: one.number)))
 
 
 def check_ranking(ranked: Sequence[Answer], n_judged: int) -> None:
@@ -91,8 +91,3 @@ def _levels(values: dict[int, float], tie_margin: float) -> dict[int, int]:
             level, lowest = level + 1, value
         levels.update(dict.fromkeys(group, level))
     return levels
-
-
-def _renumbered(answers: Sequence[Answer]) -> tuple[Answer, ...]:
-    order = {level: number for number, level in enumerate(sorted({answer.level for answer in answers}))}
-    return tuple(replace(answer, level=order[answer.level]) for answer in answers)

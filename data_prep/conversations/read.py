@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.conversations.config import ConversationsConfig
-from data_prep.conversations.conversation import UnusableRecord, as_document
+from data_prep.conversations.conversation import Conversation, UnusableRecord, as_document
 from data_prep.conversations.shapes import conversations_in, renamed, shape_of, unused_fields
 from data_prep.documents.counts import Tally
 from data_prep.documents.quarantine import Quarantine, is_outside
@@ -89,6 +89,32 @@ def read_file(config: ReadTask, inputs: tuple[Path, ...], outputs: tuple[Path, .
     if config.conversations.kind != "rankings":
         del counts[1]
     return TaskResult(counts, facts)
+
+
+def conversations_of_file(
+    path: Path, config: ConversationsConfig, left_out: Counter[str]
+) -> Iterator[tuple[int, Conversation]]:
+    """Yield (number of its record, from 1, conversation) of a local file in any shape, without a stage.
+
+    Adds to `left_out` the records, conversations and answers that cannot be used, by reason.
+    """
+    for number, record in enumerate(read_fields(path, InputConfig(paths=(str(path),))), start=1):
+        if isinstance(record, Dropped):
+            left_out[record.reason] += 1
+        elif not (shape := shape_of(record.values)):
+            left_out["unknown_shape"] += 1
+        else:
+            for found, answers_left_out in conversations_in(record.values, shape, config):
+                left_out.update(one.reason for one in answers_left_out)
+                if isinstance(found, UnusableRecord):
+                    left_out[found.reason] += 1
+                else:
+                    yield number, found
+
+
+def describe_left_out(left_out: Counter[str]) -> str:
+    """Write the reasons with their counts: "3 one_completion, 1 all_tied"."""
+    return ", ".join(f"{n:,} {reason}" for reason, n in left_out.most_common()) or "it is empty"
 
 
 def ids_in(path: Path, config: ReadTask) -> set[str]:

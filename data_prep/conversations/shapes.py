@@ -143,7 +143,7 @@ def _preference(record: Mapping[str, Any]) -> tuple[tuple[Turn, ...], list[Judge
 
 def _hh(record: Mapping[str, Any]) -> tuple[tuple[Turn, ...], list[JudgedAnswer]]:
     both = {name: transcript(record[name]) for name in ("chosen", "rejected")}
-    return _preference({name: [{"role": t.role, "content": t.text} for t in turns] for name, turns in both.items()})
+    return _preference({name: [turn.message for turn in turns] for name, turns in both.items()})
 
 
 def _ranking(record: Mapping[str, Any]) -> tuple[tuple[Turn, ...], list[JudgedAnswer]]:

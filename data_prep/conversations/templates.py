@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,7 @@ class TemplateRenderer:
         """
         if self._child is None:
             self._child = self._start()
-        messages = [{"role": turn["role"], "content": turn["text"]} for turn in map(asdict, turns)]
-        asked = json.dumps({"messages": messages, "for_answer": for_answer}).encode()
+        asked = json.dumps({"messages": [turn.message for turn in turns], "for_answer": for_answer}).encode()
         self._child.send([SIZE.pack(len(asked)), asked])
         frame = self._child.receive(_SILENCE_S)
         if frame is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.conversations.read import describe_left_out
 from gpt.errors import ConfigError, one_line
 from gpt.files.json_text import without_nan
 from gpt.post_training.ranking_accuracy import Floats, RankedPrompt, ranking_report
@@ -16,7 +17,7 @@ from launch.reports.written import add_json_option, check_destination, json_dest
 from launch.rewards.calibrate import RewardShift, publish_calibrated
 from launch.rewards.open_run import OpenedReward, opened_reward
 from launch.rewards.report import draw_calibration, report_lines
-from launch.rewards.texts import FoundTexts, describe_left_out, read_texts
+from launch.rewards.texts import FoundTexts, read_texts
 from launch.rewards.token_files import demonstrations, is_token_file, ranked_prompts
 from launch.runs.chat_format import chat_encoder
 from launch.runs.open_model import add_layout_arguments, is_first_process, start_ranks, starts_ranks

@@ -5,11 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.conversations.config import ConversationsConfig
-from data_prep.conversations.conversation import Turn, UnusableRecord
-from data_prep.conversations.shapes import conversations_in, shape_of
-from data_prep.documents.records import Dropped
-from data_prep.inputs.config import InputConfig
-from data_prep.readers.readers import read_fields
+from data_prep.conversations.conversation import Turn
+from data_prep.conversations.read import conversations_of_file, describe_left_out
 from gpt.errors import ConfigError
 from launch.comparison.questions import Prompt
 from launch.generation.chat import ChatPrompt
@@ -34,31 +31,22 @@ def read_texts_to_continue(path: Path) -> list[ComparedPrompt]:
 def read_conversations(path: Path) -> tuple[list[ComparedPrompt], Counter[str]]:
     """Read conversations to answer from a file in any shape that `triaxial prepare` reads.
 
-    Returns them, and the number of records that are none by reason. ConfigError: the file has none.
+    Returns the conversations, and the number of unusable records by reason. ConfigError: none can be used.
     """
-    left_out: Counter[str] = Counter()
-    found = list[ComparedPrompt]()
     if not path.is_file():
         raise ConfigError(f"--prompts {path} cannot be read: no such file. Give JSON lines or Parquet.")
-    for number, record in enumerate(read_fields(path, InputConfig(paths=(str(path),))), start=1):
-        if isinstance(record, Dropped):
-            left_out[record.reason] += 1
-        elif not (shape := shape_of(record.values)):
-            left_out["unknown_shape"] += 1
-        else:
-            for one, _ in conversations_in(record.values, shape, ConversationsConfig("prompts")):
-                if isinstance(one, UnusableRecord):
-                    left_out[one.reason] += 1
-                else:
-                    found.append(_compared(one.prompt, f"--prompts {path}, record {number}"))
+    left_out: Counter[str] = Counter()
+    found = [
+        _compared(conversation.prompt, f"--prompts {path}, record {number}")
+        for number, conversation in conversations_of_file(path, ConversationsConfig("prompts"), left_out)
+    ]
     if not found:
-        reasons = ", ".join(f"{n:,} {reason}" for reason, n in left_out.most_common()) or "it is empty"
+        reasons = describe_left_out(left_out)
         raise ConfigError(f"--prompts {path} is invalid: it has no prompt that can be used ({reasons})")
     return found, left_out
 
 
 def _compared(turns: tuple[Turn, ...], where: str) -> ComparedPrompt:
     """Show a lone turn of the user as text, and everything else as messages."""
-    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-    shown: Prompt = turns[0].text if len(turns) == 1 else messages
+    shown: Prompt = turns[0].text if len(turns) == 1 else [turn.message for turn in turns]
     return ComparedPrompt(shown, PromptLine({"prompt": shown}, where), ChatPrompt(turns, where))

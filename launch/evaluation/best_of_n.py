@@ -42,7 +42,7 @@ def reward_of(option: str, name: str, *, device: str, dtype: str) -> Score[Turns
 
 
 def _messages(turns: Turns, answer: str) -> list[dict[str, str]]:
-    return [*({"role": turn.role, "content": turn.text} for turn in turns), {"role": "assistant", "content": answer}]
+    return [turn.message for turn in (*turns, Turn("assistant", answer))]
 
 
 def best_lines(prompts: Sequence[ComparedPrompt], samples: ScoredSamples) -> list[dict[str, Any]]:

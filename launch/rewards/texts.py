@@ -1,7 +1,6 @@
 """Rankings and demonstrations in files of JSON lines or Parquet, as sequences to score in a run's chat format."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,10 +10,7 @@ import numpy as np
 from data_prep.conversations.chat_format import ChatEncoder
 from data_prep.conversations.config import ConversationsConfig
 from data_prep.conversations.conversation import Conversation, UnusableRecord, prompt_id
-from data_prep.conversations.shapes import conversations_in, shape_of
-from data_prep.documents.records import Dropped
-from data_prep.inputs.config import InputConfig
-from data_prep.readers.readers import read_fields
+from data_prep.conversations.read import conversations_of_file, describe_left_out
 from gpt.errors import ConfigError
 from gpt.post_training.ranking_accuracy import RankedPrompt
 from gpt.post_training.sequence_scores import Ints
@@ -37,7 +33,7 @@ def read_texts(path: Path, kind: Literal["rankings", "demonstrations"], encoder:
     config = ConversationsConfig(kind)
     left_out: Counter[str] = Counter()
     rankings, sequences = list[RankedPrompt](), list[Ints]()
-    for conversation in _conversations(path, config, left_out):
+    for _, conversation in conversations_of_file(path, config, left_out):
         try:
             encoded = [_encoded(conversation, i, encoder) for i in range(len(conversation.answers))]
         except UnusableRecord as error:
@@ -50,29 +46,6 @@ def read_texts(path: Path, kind: Literal["rankings", "demonstrations"], encoder:
     if not rankings and not sequences:
         raise ConfigError(f"{path} is invalid: it has no {kind} that can be used ({describe_left_out(left_out)})")
     return FoundTexts(tuple(rankings), tuple(sequences), left_out)
-
-
-def describe_left_out(left_out: Counter[str]) -> str:
-    """Write the reasons with their counts: "3 one_completion, 1 all_tied"."""
-    return ", ".join(f"{n:,} {reason}" for reason, n in left_out.most_common()) or "it is empty"
-
-
-def _conversations(path: Path, config: ConversationsConfig, left_out: Counter[str]) -> Iterator[Conversation]:
-    """Yield the conversations of a file; count what is none, and answers that are left out."""
-    for record in read_fields(path, InputConfig(paths=(str(path),))):
-        if isinstance(record, Dropped):
-            left_out[record.reason] += 1
-            continue
-        shape = shape_of(record.values)
-        if not shape:
-            left_out["unknown_shape"] += 1
-            continue
-        for found, answers_left_out in conversations_in(record.values, shape, config):
-            left_out.update(one.reason for one in answers_left_out)
-            if isinstance(found, UnusableRecord):
-                left_out[found.reason] += 1
-            else:
-                yield found
 
 
 def _encoded(conversation: Conversation, answer: int, encoder: ChatEncoder) -> Ints:
