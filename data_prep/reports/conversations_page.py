@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -172,20 +173,10 @@ def _row(documents: Sequence[Seen], seq_len: int) -> str:
         learned = document.learned[: seq_len + 1]
         total += len(learned)
         bars = "".join(
-            f'<i class={"on" if value else "off"} style="flex:{n}"></i>' for value, n in _stretches(learned.tolist())
+            f'<i class={"on" if value else "off"} style="flex:{len(list(equal))}"></i>'
+            for value, equal in groupby(learned.tolist())
         )
         width = 100 * len(learned) / (seq_len + 1)
         what = f"document {document.number}: {len(learned):,} tokens, {int(learned.sum()):,} learned"
         parts.append(f'<s style="width:{width:.3f}%" title="{what}">{bars}</s>')
     return f"<div class=row><div>{''.join(parts)}</div><span>{total / (seq_len + 1):.0%}</span></div>"
-
-
-def _stretches(values: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (value, length) of each run of equal values."""
-    found: list[tuple[int, int]] = []
-    for value in values:
-        if found and found[-1][0] == value:
-            found[-1] = (value, found[-1][1] + 1)
-        else:
-            found.append((value, 1))
-    return found

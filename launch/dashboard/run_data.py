@@ -12,7 +12,7 @@ from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from gpt.post_training.analysis.bands import BANDS
 from gpt.post_training.analysis.diagnosis import diagnose
-from launch.config.recipe import build
+from launch.config.recipe import build, without_none
 from launch.dashboard.feed import RunFeed, some_records, tokens_of
 from launch.reports.facts import headline, meaning_of, status, text_of, time_text, word_of
 from launch.reports.policy_health import PREFIXES, fault_record, policy_metrics, policy_prefix
@@ -136,7 +136,7 @@ def flops_per_token(history: RunHistory) -> float:
     """Floating-point operations of training for one token; 0 if the run's configuration cannot be read."""
     model, seq_len = history.config.get("model"), history.setting("data", "seq_len")
     try:
-        given = {key: value for key, value in model.items() if value is not None} if isinstance(model, dict) else {}
+        given = without_none(model) if isinstance(model, dict) else {}
         config = build(ModelConfig, given, where="model")
         adapter = adapter_of({"config": history.config})
         return train_flops_per_token(config, adapter, seq_len if isinstance(seq_len, int) else config.n_ctx)

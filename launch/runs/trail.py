@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt.data.readings import positions_reading
 from gpt.errors import ConfigError
-from launch.config.recipe import build
+from launch.config.recipe import build, without_none
 from launch.runs.audited import AuditedRun
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _fates(source: str, work: Path, description: dict[str, Any]) -> list["Fate"]
     from data_prep.reports.explain import explain, explain_file, explain_url
 
     if Path(source).is_file():
-        given = {key: value for key, value in description["recipe"]["input"].items() if value is not None}
+        given = without_none(description["recipe"]["input"])
         return explain_file(work, Path(source), build(InputConfig, given, where="input"))
     find = explain_url if source.startswith(("http://", "https://")) else explain
     return find(work, source)
