@@ -1,4 +1,4 @@
-"""The faults of a policy's training that its metrics show: one rule each, with band, advice and source."""
+"""The rules that find faults of a policy's training in its metrics; `diagnosis.py` has their names and advice."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import numpy as np
 
 from gpt.post_training.analysis import bands
 from gpt.post_training.analysis.series import (
+    MIN_SPAN,
     WINDOW,
     IterationSeries,
     PolicyMetrics,
@@ -197,7 +198,7 @@ def _outside(
     text: str,
     *,
     after: int = 0,
-    least: int = 3,
+    least: int = MIN_SPAN,
 ) -> Evidence | None:
     series = metrics.get(name)
     if series is None:
@@ -210,7 +211,7 @@ def _evidence(series: IterationSeries, span: Span | None, text: str) -> Evidence
     if span is None:
         return None
     inside = series.values[(series.iterations >= span.first) & (series.iterations <= span.last)]
-    now = float(np.median(inside[-5:]))
+    now = float(np.median(inside[-WINDOW:]))
     return Evidence(span, text.format(now=now, start=series.start, low=inside.min(), high=inside.max()))
 
 

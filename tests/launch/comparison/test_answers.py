@@ -1,4 +1,4 @@
-"""Names of runs, and answers from a file; tests/launch/commands/test_compare.py generates answers."""
+"""Names of runs, and answers from a file; tests/launch/commands/judging/test_compare.py generates answers."""
 
 import json
 from pathlib import Path
