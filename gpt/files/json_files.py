@@ -1,4 +1,4 @@
-"""Read JSON files that others wrote: regular files only, of bounded size. Each fault is an error of one line."""
+"""Read JSON files that others wrote, and files of JSON lines: regular files only. Each fault is an error of one line."""
 
 from pathlib import Path
 from typing import Any
@@ -34,3 +34,23 @@ def parse_json(data: bytes, *, where: str) -> Any:
     except ValueError as error:  # also an integer with more digits than Python reads
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise ConfigError(f"{where} is not JSON: {reason}") from None
+
+
+def read_json_lines(path: Path, *, option: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """Return (its place, for errors; the object) of each line that is not blank. `option` names the file in errors.
+
+    ConfigError: the file cannot be read, or a line is no JSON object; names the first such line.
+    """
+    name, found = f"{option} {path}".lstrip(), []
+    try:
+        data = read_bytes(path)
+    except OSError as error:
+        raise file_error(error, f"{name} cannot be read: {(error.strerror or '').lower()}") from None
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line.strip():
+            where = f"{name}, line {number}"
+            value = parse_json(line, where=where)
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where} must be a JSON object")
+            found.append((where, value))
+    return found

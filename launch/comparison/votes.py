@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt.errors import ConfigError, file_error
-from gpt.files.json_text import decode_json
-from gpt.files.regular import read_bytes
+from gpt.errors import ConfigError
+from gpt.files.json_files import read_json_lines
 
 ANSWERS = "answers.jsonl"
 Outcome = Literal["first", "second", "tie"]
@@ -44,7 +43,7 @@ def read_key(directory: Path) -> dict[str, KnownAnswer]:
     if not (directory / ANSWERS).is_file():
         raise ConfigError(f"{directory} is not the folder of a comparison: it has no {ANSWERS}. Give its --output.")
     known: dict[str, KnownAnswer] = {}
-    for where, record in json_lines(directory / ANSWERS):
+    for where, record in read_json_lines(directory / ANSWERS):
         try:
             for answer in record["answers"]:
                 words = len(str(answer["text"]).split())
@@ -62,7 +61,7 @@ def read_votes(paths: Sequence[Path], known: dict[str, KnownAnswer]) -> tuple[li
     votes: dict[tuple[str, ...], Vote] = {}
     n_read = 0
     for path in paths:
-        for where, record in json_lines(path):
+        for where, record in read_json_lines(path):
             vote = _vote(record, known, where)
             votes[(vote.labeller, *vote.question)] = vote
             n_read += 1
@@ -102,24 +101,3 @@ def _vote(record: dict[str, Any], known: dict[str, KnownAnswer], where: str) -> 
 def _order(first: int, second: int) -> Outcome:
     """The larger one."""
     return "tie" if first == second else "first" if first > second else "second"
-
-
-def json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each with its position for errors. ConfigError: a line is no object."""
-    try:
-        data = read_bytes(path)
-    except OSError as error:
-        raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
-    found = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = decode_json(line)
-        except ValueError as error:
-            raise ConfigError(f"{where} is not JSON: {error}.") from None
-        if not isinstance(record, dict):
-            raise ConfigError(f"{where} must be a JSON object.")
-        found.append((where, record))
-    return found

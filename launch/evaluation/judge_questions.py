@@ -9,9 +9,8 @@ from typing import Any
 
 from data_prep.conversations.chat_format import ChatEncoder
 from data_prep.conversations.conversation import Turn, UnusableRecord
-from gpt.errors import ConfigError, file_error
-from gpt.files.json_text import decode_json
-from gpt.files.regular import read_bytes
+from gpt.errors import ConfigError
+from gpt.files.json_files import read_json_lines
 from gpt.inference.model import InferenceModel
 from gpt.inference.sampling import Sampling
 from launch.generation.chat import ChatPrompt, ChatSettings, answer_chats
@@ -46,20 +45,9 @@ class JudgedTurns:
 
 def read_questions(path: Path) -> list[JudgeQuestion]:
     """Read question.jsonl of MT-bench. ConfigError: a line without question_id and turns; names the first such line."""
-    try:
-        data = read_bytes(path)
-    except OSError as error:
-        raise file_error(error, f"--questions {path} cannot be read: {(error.strerror or '').lower()}") from None
     found = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"--questions {path}, line {number}"
-        try:
-            record = decode_json(line)
-        except ValueError as error:
-            raise ConfigError(f"{where} is not JSON: {error}.") from None
-        turns = record.get("turns") if isinstance(record, dict) else None
+    for where, record in read_json_lines(path, option="--questions"):
+        turns = record.get("turns")
         texts = [turn for turn in turns if isinstance(turn, str) and turn.strip()] if isinstance(turns, list) else []
         if not texts or texts != turns or not isinstance(record.get("question_id"), (int, str)):
             raise ConfigError(f"{where} must be an object with 'question_id' and 'turns', a list of texts.")
