@@ -1,4 +1,4 @@
-"""Read JSON files that others wrote, and files of JSON lines: regular files only. Each fault is an error of one line."""
+"""Read JSON files and files of JSON lines that others wrote: regular files only. Each fault is an error of one line."""
 
 from pathlib import Path
 from typing import Any
