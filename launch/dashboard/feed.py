@@ -28,7 +28,7 @@ from launch.runs.history import (
     stored_checkpoints,
 )
 from launch.runs.metrics_takes import MetricsTakes
-from launch.runs.sampled_lines import records_between, sampled_records
+from launch.runs.sampled_lines import records_between, some_records
 from launch.runs.series import Series, Take, settle, thinned
 
 SAMPLED = 3000  # lines of metrics.jsonl for the first picture
@@ -221,10 +221,3 @@ def tokens_of(history: RunHistory, most: int = 1000) -> dict[str, list[float]]:
     points = thinned(seen, most)
     first, _ = points.extremes  # a point has the step of its first value, which is the smallest
     return {"step": points.steps.tolist(), "tokens": first.tolist()}
-
-
-def some_records(path: Path, most: int) -> list[dict[str, Any]]:
-    """About `most` records of a file of lines, spread over it, and its last ones. Empty if it cannot be read."""
-    with suppress(OSError, ConfigError):
-        return list(sampled_records(path, most))
-    return []

@@ -13,10 +13,11 @@ from gpt.model.config import ModelConfig
 from gpt.post_training.analysis.bands import BANDS
 from gpt.post_training.analysis.diagnosis import diagnose
 from launch.config.recipe import build, without_none
-from launch.dashboard.feed import RunFeed, some_records, tokens_of
+from launch.dashboard.feed import RunFeed, tokens_of
 from launch.reports.facts import headline, meaning_of, status, text_of, time_text, word_of
 from launch.reports.policy_health import PREFIXES, fault_record, policy_metrics, policy_prefix
 from launch.runs.history import RunHistory
+from launch.runs.sampled_lines import sampled_texts
 from launch.runs.series import Series
 
 MAX_EVENTS = 2000
@@ -56,7 +57,10 @@ def run_data(feed: RunFeed, *, now: float) -> dict[str, Any]:
         "bands": bands_of(history),
         "faults": [fault_record(fault) for fault in diagnose(policy_metrics(history.metrics))],
         "events": events_of(history),
-        "samples": samples_of(feed),
+        "samples": [
+            {key: record[key] for key in ("step", "prompt", "text")}
+            for record in sampled_texts(feed.directory, SAMPLES)
+        ],
         "checkpoints": [{"step": stored.step, "bytes": stored.size_bytes} for stored in history.checkpoints],
         "clock": feed.clock,
         "tokens": tokens_of(history),
@@ -119,17 +123,6 @@ def bands_of(history: RunHistory) -> dict[str, tuple[float | None, float | None]
     """The healthy bands of a policy's metrics as values of this run; None: no bound."""
     prefix, metrics = policy_prefix(history.metrics), policy_metrics(history.metrics)
     return {f"{prefix}{band.metric}": band.bounds(metrics[band.metric]) for band in BANDS if band.metric in metrics}
-
-
-def samples_of(feed: RunFeed) -> list[dict[str, Any]]:
-    """Texts that the model wrote during training, spread over the run."""
-    return [
-        {"step": record["step"], "prompt": record["prompt"], "text": record["text"]}
-        for record in some_records(feed.directory / "samples.jsonl", SAMPLES)
-        if isinstance(record.get("step"), int)
-        and isinstance(record.get("prompt"), str)
-        and isinstance(record.get("text"), str)
-    ]
 
 
 def flops_per_token(history: RunHistory) -> float:

@@ -1,12 +1,10 @@
 """The part of a run's page about a policy: faults in words, metrics with healthy bands, responses over time."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import ConfigError
 from gpt.post_training.analysis.bands import BANDS, OURS, HealthyBand
 from gpt.post_training.analysis.diagnosis import PolicyFault, diagnose
 from gpt.post_training.analysis.series import PolicyMetrics
@@ -14,7 +12,7 @@ from launch.reports.over_optimisation_plot import over_optimisation_part
 from launch.reports.plots import Mark, PlotLine, figure
 from launch.reports.policy_health import policy_metrics, policy_prefix
 from launch.runs.history import RunHistory
-from launch.runs.sampled_lines import sampled_records
+from launch.runs.sampled_lines import sampled_texts
 
 MAX_PROMPTS, MAX_VERSIONS = 6, 5
 MAX_CHARACTERS = 4000  # of one response on the page
@@ -88,7 +86,7 @@ def _band_text(band: HealthyBand) -> str:
 def responses_part(directory: Path) -> str:
     """Responses to one prompt at several steps, side by side. Empty without samples of at least two steps."""
     versions: dict[str, dict[int, dict[str, Any]]] = {}
-    for record in _samples(directory):
+    for record in sampled_texts(directory, SAMPLED):
         versions.setdefault(record["prompt"], {})[record["step"]] = record
     several = {prompt: by_step for prompt, by_step in versions.items() if len(by_step) > 1}
     if not several:
@@ -101,17 +99,6 @@ def responses_part(directory: Path) -> str:
     left_out = f" The first {len(rows)} of {len(several):,} prompts." if len(several) > len(rows) else ""
     note = f"<p class=note>Responses to the same prompt during training, the oldest on the left.{left_out}</p>"
     return f"<h2>Responses over time</h2>{note}{''.join(rows)}"
-
-
-def _samples(directory: Path) -> Iterator[dict[str, Any]]:
-    with suppress(OSError, ConfigError):
-        for record in sampled_records(directory / "samples.jsonl", SAMPLED):
-            if (
-                isinstance(record.get("step"), int)
-                and isinstance(record.get("prompt"), str)
-                and isinstance(record.get("text"), str)
-            ):
-                yield record
 
 
 def _spread(steps: Sequence[int]) -> list[int]:

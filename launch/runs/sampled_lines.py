@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 from gpt.files.regular import open_regular
 
@@ -32,6 +34,20 @@ def sampled_records(path: Path, most: int) -> Iterator[dict[str, Any]]:
         for line in file:
             if (record := _object(line)) is not None:
                 yield record
+
+
+def some_records(path: Path, most: int) -> list[dict[str, Any]]:
+    """As `sampled_records`; empty if the file cannot be read."""
+    with suppress(OSError, ConfigError):
+        return list(sampled_records(path, most))
+    return []
+
+
+def sampled_texts(directory: Path, most: int) -> list[dict[str, Any]]:
+    """Texts that a run's model wrote during training: records of samples.jsonl with `step`, `prompt` and `text`."""
+    types = {"step": int, "prompt": str, "text": str}
+    records = some_records(directory / "samples.jsonl", most)
+    return [record for record in records if all(isinstance(record.get(key), types[key]) for key in types)]
 
 
 def records_between(path: Path, first: int, last: int, *, most_bytes: int) -> list[dict[str, Any]] | None:
