@@ -1,4 +1,4 @@
-"""The reading stage: turn the records of an input file into conversations, and drop what is none."""
+"""The reading stage: turn the records of an input file into conversations, and drop all others."""
 
 import json
 import tempfile

@@ -1,8 +1,8 @@
 """The child process that reads one Parquet file for parquet_files.py, because a file of 1 kB can request gigabytes.
 
-It sends one frame a row: the size of the text and the wanted columns as JSON. Without a column of texts it sends the
-whole row. In place of the rows of a row group that
-it cannot read, it sends one frame with their number and the reason, and continues with the next group.
+It sends one frame a row: the size of the text and the wanted columns as JSON; without a column of texts, the whole row.
+If it cannot read a row group, it sends one frame with the number of its rows and the reason, and continues with the
+next group.
 """
 
 import json

@@ -78,7 +78,7 @@ def _read_split(corpus: Path, work: Path, split: str) -> tuple[list[Path], npt.N
 
 @contextmanager
 def _again() -> Iterator[None]:
-    """Tell what to do about a damaged shard."""
+    """Add the remedy to the error of a damaged shard."""
     try:
         yield
     except DamagedShardError as error:

@@ -51,7 +51,7 @@ class ClusterEnvironment:
     `agent_store`: torchrun itself serves the store at the master's address, else rank 0 does.
     `restart`: set if the launcher started these ranks in place of failed ones.
     `requeues`: how often Slurm has started this job again. `is_after_stop`: a signal ended the job's start before.
-    `error_file`: where torch elastic looks for the reason why this rank failed. `node_name`: Slurm's, of this node.
+    `error_file`: where torch elastic looks for the reason why this rank failed. `node_name`: Slurm's name of this node.
     """
 
     rank: int = 0

@@ -84,7 +84,7 @@ def figure(
     healthy: tuple[float | None, float | None] = (None, None),
     note: str = "",
 ) -> str:
-    """A plot with its title, and a key if it has several lines. `note`: plain text beside the title."""
+    """A plot with its title, and a key if it has several lines. `note`: plain text after the title."""
     named = {line.name: line.colour for line in lines if line.colour != "lost"}
     keys = "".join(f"<span class=key><i class={colour}></i>{escape(name)}</span>" for name, colour in named.items())
     keys = (keys if len(named) > 1 else "") + (f"<span class=key>{escape(note)}</span>" if note else "")

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def prompts_of(args: argparse.Namespace) -> list[ComparedPrompt]:
-    """Read the prompts, and tell how many records of a file of conversations are none."""
+    """Read the prompts; print how many records of a file of conversations cannot be used."""
     if not args.chat:
         return read_texts_to_continue(args.prompts)
     prompts, left_out = read_conversations(args.prompts)
