@@ -4,7 +4,6 @@ import argparse
 import math
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from gpt.errors import ConfigError
 from launch.config.run_config import RunConfig
@@ -102,16 +101,3 @@ def plan_request(args: argparse.Namespace, config: RunConfig, hardware: Hardware
         stack,
         restarts_positions=config.restarts_positions,
     )
-
-
-def check_output_paths(args: argparse.Namespace) -> None:
-    """ConfigError if two options name one file."""
-    named: dict[Path, str] = {}
-    for name in ("html", "write_recipe", "write_sbatch"):
-        path = getattr(args, name)
-        if path is None:
-            continue
-        option = f"--{name.replace('_', '-')}"
-        if path.absolute() in named:
-            raise ConfigError(f"{option} {path} is invalid: {named[path.absolute()]} names the same file. Use another")
-        named[path.absolute()] = option

@@ -72,7 +72,6 @@ class Stack:
     data: float = 0.23
     pipeline: float = 0.83
     gradient_bytes: int = 4
-    fsdp: bool = False
     schedule_unknown: str = "interleaved_1f1b"
     spread: float = 0.10
     scale: float = 1.0

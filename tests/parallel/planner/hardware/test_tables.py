@@ -14,7 +14,7 @@ def test_the_shipped_tables():
         assert 0 < gpu.best <= 1
         assert gpu.memory_bytes > 39 * 2**30
     assert find("GPU", "h100-sxm", found.gpus).name == "H100"
-    assert found.stacks["triaxial"].fsdp
+    assert found.stacks["triaxial"].attention == "fused"
     with pytest.raises(ConfigError, match="no fp8"):
         found.gpus["A100-80G"].product_flops_per_s("fp8")
 
