@@ -80,7 +80,7 @@ def test_collectives_follow_the_published_table():
     for mib, measured in ((1, 36), (16, 255), (64, 401), (256, 646), (1024, 723)):
         nbytes = mib * 2**20
         seconds = 2 * all_gather_s(nbytes, group(inside, 8, stride=1), inside)
-        assert 2 * 7 / 8 * nbytes / seconds / 1e9 == pytest.approx(measured, rel=0.45)
+        assert 2 * 7 / 8 * nbytes / seconds / 1e9 == pytest.approx(measured, rel=0.15)
     assert group(inside, 32, stride=4) == RankGroup(32, 2)
     assert all_gather_s(1e9, group(inside, 8, stride=8), inside) > 8 * all_gather_s(1e9, RankGroup(8, 8), inside)
 
