@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from parallel.planner import published
+from parallel.planner.choice.ranking import EAGER
 from parallel.planner.hardware import tables
-from parallel.planner.hardware.tables import read_hardware
+from parallel.planner.hardware.tables import Stack, read_hardware
 from parallel.planner.published.rows import PublishedRun, published_runs, read_rows
 from parallel.planner.step_time import kernels
 from parallel.planner.step_time.step import step_time
@@ -25,10 +26,10 @@ from parallel.planner.step_time.step import step_time
 START = {
     "sustained": tables.SUSTAINED,
     "memory": kernels.MEMORY_SHARE,
-    "attention A100": 0.42,
-    "attention H100": 0.30,
-    "tensor": 0.58,
-    "tensor overlapped": 0.33,
+    "attention A100": read_hardware().gpus["A100-80G"].attention,
+    "attention H100": read_hardware().gpus["H100"].attention,
+    "tensor": Stack.tensor,
+    "tensor overlapped": Stack.tensor_overlapped,
     "unfused bytes": float(kernels.UNFUSED_BYTES),
 }
 STACKS = ("megatron-2021", "megatron-core", "mlperf", "nemo", "torchtitan", "llm-foundry")
@@ -41,7 +42,7 @@ def predicted(run: PublishedRun, constants: dict[str, float]) -> float:
     gpu = run.cluster.gpu
     old = gpu.name.startswith("A100")
     gpu = replace(gpu, attention=constants["attention A100" if old else "attention H100"])
-    overhead = constants.get(run.stack.name.removesuffix("-eager"), 1.0) * (1.09 if "eager" in run.stack.name else 1.0)
+    overhead = constants.get(run.stack.name.removesuffix("-eager"), 1.0) * (EAGER if "eager" in run.stack.name else 1.0)
     shares = {"tensor": constants["tensor"], "tensor_overlapped": constants["tensor overlapped"]}
     stack = replace(run.stack, overhead=overhead, **shares)
     return step_time(run.jobs[0], replace(run.cluster, gpu=gpu), stack).seconds

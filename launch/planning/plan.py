@@ -28,7 +28,7 @@ from launch.reports.written import Emit, check_destination, write_page
 from launch.training.build import build_objective
 from parallel.engines.settings import EngineSettings
 from parallel.planner.choice.candidates import Candidate, PlanRequest, candidate
-from parallel.planner.choice.ranking import GIB, USABLE, RankedLayout, Ranking, rank_layouts, rank_one
+from parallel.planner.choice.ranking import GIB, MEMORY_RULE, USABLE, RankedLayout, Ranking, rank_layouts, rank_one
 from parallel.planner.hardware.tables import Hardware, find
 
 Planned = list[tuple[Ranking, list[PlannedLayout]]]
@@ -69,7 +69,7 @@ def chosen(found: Planned, deadline_s: float | None, *, text: str | None = None)
     every = [each for _, layouts in found for each in layouts]
     if not every:
         ranking = found[-1][0]
-        memory = next((group for group in ranking.rejected if "memory" in group.rule), None)
+        memory = next((group for group in ranking.rejected if group.rule == MEMORY_RULE), None)
         why = (memory or ranking.rejected[0]).reason if ranking.rejected else "no layout has this number of GPUs"
         raise ConfigError(f"no layout of {ranking.gpus:,} GPU{'s' * (ranking.gpus > 1)} can train this: {why}")
     if deadline_s is None:

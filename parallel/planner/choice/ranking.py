@@ -57,17 +57,17 @@ def rank_layouts(request: PlanRequest, gpus: int, *, keep: int = 10) -> Ranking:
     """
     possible, refused = candidates(request, gpus)
     limit = USABLE * request.cluster.gpu.memory_bytes
-    fitting: list[tuple[float, int, Candidate, Footprint]] = []
-    too_large: list[tuple[float, int, Candidate]] = []
-    for index, each in enumerate(possible):
+    fitting: list[tuple[float, Candidate, Footprint]] = []
+    too_large: list[tuple[Candidate, Footprint]] = []
+    for each in possible:
         memory = footprint(each.job)
         if memory.peak > limit:
-            too_large.append((memory.peak, index, each))
+            too_large.append((each, memory))
         else:
             bound = step_time(each.job, request.cluster, stack_of(request, each), simulate=False).seconds
-            fitting.append((bound, index, each, memory))
+            fitting.append((bound, each, memory))
     best: list[RankedLayout] = []
-    for bound, _, each, memory in sorted(fitting, key=lambda entry: entry[:2]):
+    for bound, each, memory in sorted(fitting, key=lambda entry: entry[0]):
         if len(best) == keep and bound >= best[-1].time.seconds:
             break
         found = step_time(each.job, request.cluster, stack_of(request, each))
@@ -115,19 +115,19 @@ def _rule_groups(refused: Sequence[Refusal]) -> list[RejectedGroup]:
     ]
 
 
-def _memory_group(too_large: Sequence[tuple[float, int, Candidate]], limit: float) -> list[RejectedGroup]:
+def _memory_group(too_large: Sequence[tuple[Candidate, Footprint]], limit: float) -> list[RejectedGroup]:
     """One group of all layouts that do not fit. Its example is the one that needs least, and how to make room."""
     if not too_large:
         return []
-    peak, _, each = min(too_large, key=lambda entry: entry[:2])
-    parts = footprint(each.job).parts
+    each, memory = min(too_large, key=lambda entry: entry[1].peak)
+    parts = memory.parts
     largest = max(parts, key=lambda name: parts[name])
     mend = {
         "activations": "a smaller micro-batch, parallel.recompute = 'full' or more tensor ranks",
         "temporary": "a smaller micro-batch or more tensor ranks",
     }.get(largest, "more GPUs, or parallel.zero_stage = 3" if each.job.world_size > 1 else "more GPUs")
     reason = (
-        f"{MEMORY_RULE}: the smallest of them needs {peak / GIB:.1f} GiB of {limit / GIB:.1f} usable, most of it "
+        f"{MEMORY_RULE}: the smallest of them needs {memory.peak / GIB:.1f} GiB of {limit / GIB:.1f} usable, most of it "
         f"{largest} ({parts[largest] / GIB:.1f} GiB). Use {mend}"
     )
     return [RejectedGroup(MEMORY_RULE, len(too_large), layout_words(each.parallel, each.micro_batch_size), reason)]
