@@ -1,5 +1,6 @@
 """The answers of a run to the prompts of a comparison: generated here, or read from a file of `triaxial generate`."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from gpt.inference.model import LocalModel
 from gpt.inference.sampling import Sampling
 from gpt.tokenizer.special_tokens import special_tokens_of
 from launch.comparison.prompts import ComparedPrompt
+from launch.comparison.votes import json_lines
 from launch.generation.chat import ChatSettings, answer_chats
 from launch.generation.jobs import DEFAULT_BATCH_TOKENS, GenerationSettings, PromptLine, make_jobs
-from launch.generation.prompt_file import batches_of, continue_jobs, read_lines
+from launch.generation.prompt_file import batches_of, continue_jobs
 from launch.runs.chat_format import chat_encoder
 from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.saved_run import LoadedRun, load_run
@@ -67,15 +69,15 @@ def answers_of(path: Path, prompts: Sequence[ComparedPrompt], settings: Compared
 
 
 def _read(path: Path, prompts: Sequence[ComparedPrompt]) -> list[str]:
-    texts: dict[str, list[str]] = {}
-    for line in read_lines(path, option="RUN", is_result=True):
-        text = line.fields.get("text")
+    texts: dict[str, list[str]] = {}  # by the JSON of the prompt, which is a text or messages
+    for where, fields in json_lines(path):
+        text = fields.get("text")
         if not isinstance(text, str):
-            raise ConfigError(f"{line.where} has no text 'text'. Give a file that `triaxial generate --output` wrote.")
-        texts.setdefault(line.fields["prompt"], []).append(text)
+            raise ConfigError(f"RUN {where} has no text 'text'. Give a file that `triaxial generate --output` wrote.")
+        texts.setdefault(json.dumps(fields.get("prompt"), sort_keys=True), []).append(text)
     found = []
     for prompt in prompts:
-        given = texts.get(prompt.shown) if isinstance(prompt.shown, str) else None
+        given = texts.get(json.dumps(prompt.shown, sort_keys=True))
         if not given:
             raise ConfigError(f"RUN {path} has no answer to the prompt of {prompt.line.where}. Use the same prompts.")
         found.append(given.pop(0) if len(given) > 1 else given[0])

@@ -34,11 +34,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 # Reading
 
 
-def read_lines(path: Path, *, option: str = "--input", is_result: bool = False) -> list[PromptLine]:
+def read_lines(path: Path, *, option: str = "--input") -> list[PromptLine]:
     """Read the objects of a JSON-lines file, or of standard input for '-'. `option` names the file in errors.
 
-    `is_result`: the file may have the fields that the output adds. ConfigError: a line is not an object with a prompt;
-    names the first such line.
+    ConfigError: a line is not an object with a prompt, or has a field that the output adds; names the first such line.
     """
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else read_bytes(path)
@@ -48,13 +47,13 @@ def read_lines(path: Path, *, option: str = "--input", is_result: bool = False) 
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
             where = f"{option} {path}, line {number}"
-            found.append(PromptLine(_fields(line, where=where, added=() if is_result else RESULTS), where))
+            found.append(PromptLine(_fields(line, where=where), where))
     if not found:
         raise ConfigError(f'{option} {path} has no lines. Write one JSON object per line, such as {{"prompt": "The"}}.')
     return found
 
 
-def _fields(line: bytes, *, where: str, added: Sequence[str]) -> dict[str, Any]:
+def _fields(line: bytes, *, where: str) -> dict[str, Any]:
     try:
         fields = decode_json(line)
     except ValueError as error:
@@ -74,7 +73,7 @@ def _fields(line: bytes, *, where: str, added: Sequence[str]) -> dict[str, Any]:
                 f"{where}: '{key}' = {reprlib.repr(value)} is invalid: it must be a whole number from {minimum} to "
                 f"{MAX_COUNT}."
             )
-    for key in added:
+    for key in RESULTS:
         if key in fields:
             raise ConfigError(f"{where}: the output adds a field '{key}'. Rename the field of the input.")
     return fields

@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="runs to compare, or files that `triaxial generate --output` wrote; with --votes: the comparison's folder",
     )
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help='a JSON object with a "prompt" in every line; "-" reads stdin'
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help='a JSON object with a "prompt" in every line, "-" reads stdin; with --chat: JSON lines or Parquet',
     )
     parser.add_argument(
         "--chat",

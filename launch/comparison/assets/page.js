@@ -57,9 +57,10 @@ function lines() {
 }
 
 function save() {
-  if (!state.votes.length) return void say("There is no vote to save yet.");
+  const text = lines(); // without the skipped questions
+  if (!text) return void say("There is no vote to save yet.");
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([lines()], { type: "application/jsonl" }));
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/jsonl" }));
   link.download = `votes-${state.labeller.replace(/[^\p{L}\p{N}_-]+/gu, "-")}.jsonl`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);

@@ -32,7 +32,9 @@ def test_keys_vote_undo_and_skip_and_the_file_is_a_ranking(driven, page, questio
         show("refused", document.getElementById("problem").textContent);
         document.getElementById("labeller").value = "Anna <b>";
         press("Enter");
-        press("1"); press("u"); press("2"); press("t"); press("s"); press("ArrowLeft");
+        press("s"); press("e");  // a skipped question is no vote
+        show("unsaved", document.getElementById("problem").textContent + "|" + (blob === null));
+        press("u"); press("1"); press("u"); press("2"); press("t"); press("s"); press("ArrowLeft");
         show("state", document.getElementById("count").textContent + "|" + document.getElementById("bar").style.width);
         show("kept", localStorage.getItem("triaxial-comparison-c0ffee:Anna <b>"));
         press("e");
@@ -42,6 +44,7 @@ def test_keys_vote_undo_and_skip_and_the_file_is_a_ranking(driven, page, questio
     """)
     text = {name: html.unescape(found) for name, found in re.findall(r'<pre id="(\w+)">(.*?)</pre>', shown, re.DOTALL)}
     assert text["refused"] == "Give your name first."
+    assert text["unsaved"] == "There is no vote to save yet.|true"
     assert text["state"] == "question 5 of 5|80%"
     assert [vote["choice"] for vote in json.loads(text["kept"])] == ["right", "tie", "skip", "left"]
     assert text["end"] == "5 of 5|false"
