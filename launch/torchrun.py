@@ -19,7 +19,7 @@ from gpt.errors import ConfigError, one_line
 from gpt.files.temporary import temporary_folder
 from gpt.telemetry.output import own_output
 from launch.processes.environment import JOB_SECRET, LauncherEnvironment, quiet_elastic_logs, set_for_ranks
-from launch.processes.error_reports import forget_stop, last_word, leave_word
+from launch.processes.error_reports import last_word, leave_word
 from launch.processes.failures import (
     INTERRUPTED,
     MISTAKE,
@@ -182,7 +182,7 @@ def _status_of_failures(codes: set[int], description: str) -> int:
         return SAVED_AFTER_SIGNAL
     if MISTAKE in codes:
         return MISTAKE
-    forget_stop()  # torch elastic ends the other ranks with SIGTERM when one fails
+    leave_word("failed")  # a "stopped" means nothing, before or after: torch elastic ends the other ranks with SIGTERM
     print(description, file=sys.stderr, flush=True)
     return 1
 

@@ -17,7 +17,7 @@ from gpt.files.json_text import decode_json
 from launch.processes.environment import LauncherEnvironment, hide_secrets
 from launch.processes.failures import INTERRUPTED, MISTAKE, SAVED_AFTER_SIGNAL
 
-WORDS = ("", "started", "stopped", "saved", "interrupted", "done", "mistake")
+WORDS = ("", "started", "stopped", "failed", "saved", "interrupted", "done", "mistake")
 RANK_0_FIRST_S = 5.0  # other ranks wait this long for local rank 0 to print the mistake, so that it appears once
 
 
@@ -52,18 +52,20 @@ def leave_word(word: str, *, run_directory: Path | None = None) -> None:
     """Write the last word of the run to `saved_file`. It begins with one of WORDS; the one later in WORDS is kept.
 
     torchrun hides the exit status of its ranks, so launch.torchrun and slurm/train.sbatch decide by this file. The
-    run directory stands in its second line.
+    run directory stands in its second line, which later words keep.
     """
     file = LauncherEnvironment.from_environment().saved_file
-    if file is not None and WORDS.index(word.split()[0]) >= WORDS.index(last_word()):
-        with suppress(OSError):  # a full disk must not turn a stop into a failure
-            file.parent.mkdir(parents=True, exist_ok=True)
-            second = "" if run_directory is None else f"{run_directory.absolute()}\n"
-            file.write_text(f"{word}\n{second}", encoding="utf-8")
+    if file is None or WORDS.index(word.split()[0]) < WORDS.index(last_word()):
+        return
+    with suppress(OSError):  # a full disk must not turn a stop into a failure
+        file.parent.mkdir(parents=True, exist_ok=True)
+        before = file.read_text(encoding="utf-8", errors="replace").split("\n")[1:] if file.exists() else []
+        lines = [word, *([str(run_directory.absolute())] if run_directory is not None else filter(None, before))]
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def forget_stop() -> None:
-    """Remove the word "stopped": another start has followed, or a crash had really ended that start."""
+    """Remove the word "stopped": another start has followed."""
     file = LauncherEnvironment.from_environment().saved_file
     if file is not None and last_word() == "stopped":
         with suppress(OSError):

@@ -143,7 +143,7 @@ def _status_without_restart(end: GroupEnd, job: _Job) -> int | None:
     """The exit status, or None if a rank failed and may be restarted."""
     if not end.failures:
         return 0
-    word = job.saved_file.read_text(encoding="utf-8").strip() if job.saved_file.exists() else ""
+    word = job.saved_file.read_text(encoding="utf-8").partition("\n")[0] if job.saved_file.exists() else ""
     if word.startswith("saved"):
         return SAVED_AFTER_SIGNAL  # all ranks have saved, however they ended afterwards
     if word == "interrupted":

@@ -114,7 +114,7 @@ def test_answers_may_come_from_a_file_of_generate(runs, tmp_path):
     texts = [
         [
             [answer["text"] for answer in json.loads(line)["answers"]]
-            for line in (tmp_path / name / "answers.jsonl").open()
+            for line in (tmp_path / name / "answers.jsonl").read_text().splitlines()
         ]
         for name in "ab"
     ]
