@@ -120,14 +120,14 @@ def _memory_group(too_large: Sequence[tuple[Candidate, Footprint]], limit: float
     if not too_large:
         return []
     each, memory = min(too_large, key=lambda entry: entry[1].peak)
-    parts = memory.parts
+    parts, needed = memory.parts, memory.peak / GIB
     largest = max(parts, key=lambda name: parts[name])
     mend = {
         "activations": "a smaller micro-batch, parallel.recompute = 'full' or more tensor ranks",
         "temporary": "a smaller micro-batch or more tensor ranks",
     }.get(largest, "more GPUs, or parallel.zero_stage = 3" if each.job.world_size > 1 else "more GPUs")
     reason = (
-        f"{MEMORY_RULE}: the smallest of them needs {memory.peak / GIB:.1f} GiB of {limit / GIB:.1f} usable, most of it "
+        f"{MEMORY_RULE}: the smallest of them needs {needed:.1f} GiB of {limit / GIB:.1f} usable, most of it "
         f"{largest} ({parts[largest] / GIB:.1f} GiB). Use {mend}"
     )
     return [RejectedGroup(MEMORY_RULE, len(too_large), layout_words(each.parallel, each.micro_batch_size), reason)]
