@@ -21,7 +21,10 @@ def test_names_are_as_short_as_they_can_be():
 
 
 def test_a_file_of_answers_is_matched_by_prompt(tmp_path):
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "p"}]  # as best-of-n writes them
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "p"},
+    ]  # as best-of-n writes them
     rows = [("p", "one"), ("q", "two"), ("p", "three"), (messages, "four")]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": p, "text": t}) + "\n" for p, t in rows))
     lines = [ComparedPrompt(text, PromptLine({}, f"line {i}")) for i, text in enumerate(["q", "p", "p", messages], 1)]
