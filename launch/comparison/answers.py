@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from gpt.errors import ConfigError
+from gpt.files.json_files import read_json_lines
 from gpt.inference.cpu_model import packed
 from gpt.inference.model import LocalModel
 from gpt.inference.sampling import Sampling
 from gpt.tokenizer.special_tokens import special_tokens_of
 from launch.comparison.prompts import ComparedPrompt
-from launch.comparison.votes import json_lines
 from launch.generation.chat import ChatSettings, answer_chats
 from launch.generation.jobs import DEFAULT_BATCH_TOKENS, GenerationSettings, PromptLine, make_jobs
 from launch.generation.prompt_file import batches_of, continue_jobs
@@ -70,10 +70,10 @@ def answers_of(path: Path, prompts: Sequence[ComparedPrompt], settings: Compared
 
 def _read(path: Path, prompts: Sequence[ComparedPrompt]) -> list[str]:
     texts: dict[str, list[str]] = {}  # by the JSON of the prompt, which is a text or messages
-    for where, fields in json_lines(path):
+    for where, fields in read_json_lines(path, option="RUN"):
         text = fields.get("text")
         if not isinstance(text, str):
-            raise ConfigError(f"RUN {where} has no text 'text'. Give a file that `triaxial generate --output` wrote.")
+            raise ConfigError(f"{where} has no text 'text'. Give a file that `triaxial generate --output` wrote.")
         texts.setdefault(json.dumps(fields.get("prompt"), sort_keys=True), []).append(text)
     found = []
     for prompt in prompts:
