@@ -21,6 +21,7 @@ from gpt.telemetry.screen import (
     columns_for,
     header,
     human_duration,
+    policy_values,
     row,
     row_every,
     sample_lines,
@@ -63,8 +64,8 @@ class Console:
         self._explained_mfu = False
 
     def step(self, step: int, values: Values) -> None:
-        """Show a step. Values without a loss are those of an evaluation or of the run's health."""
-        if "loss" not in values:
+        """Show a step. Values without a loss or a reward are those of an evaluation or of the run's health."""
+        if "loss" not in values and not policy_values(values):
             self._show_others(step, values)
             return
         now = time.monotonic()
@@ -123,7 +124,9 @@ class Console:
 
     def _show_in_table(self, step: int, values: Values, left_s: float | None, now: float) -> None:
         cells = cells_of(step, values, left_s=left_s)
-        self._keys |= {"step", "validation", *cells, *(("time_left",) if self.total_steps is not None else ())}
+        self._keys |= {"step", "loss", *cells, *(("time_left",) if self.total_steps is not None else ())}
+        if not policy_values(values):  # a policy has no validation
+            self._keys.add("validation")
         self._last = (step, cells)
         is_last = step == self.total_steps
         every = row_every(self.total_steps)
@@ -135,7 +138,7 @@ class Console:
         self._bar = bar(done, text, width=self._width(), letters=self._bar_letters)
         if passed or is_last or self._row_step < 0 or now - self._row_at >= _ROW_S:
             self._row_at = now
-            self._print_row(step, cells, color="" if math.isfinite(values["loss"]) else "error")
+            self._print_row(step, cells, color="" if math.isfinite(values.get("loss", 0.0)) else "error")
         elif now - self._bar_at >= _BAR_S:
             self._bar_at = now
             self._write(f"\r{self._bar}\x1b[K")
@@ -148,7 +151,7 @@ class Console:
             self._columns, self._rows_since_header = columns, 0
             lines.append(self._colored(header(columns), "title"))
         self._rows_since_header += 1
-        if "loss" in cells:
+        if "loss" in cells or "reward" in cells:
             self._row_step, self._last = step, None
         lines.append(self._colored(escaped(f"{row(columns, cells)}  {after}".rstrip()), color))
         self._print(lines)

@@ -1,7 +1,7 @@
 """Lay out the screen of a run: values as text, the columns of its table, the bar below it, and sampled texts.
 
 Pure functions, which console.py prints. The values of a step are loss, gradient_norm, learning_rate, tokens_per_s, mfu
-(a fraction) and tokens_seen, if given.
+(a fraction) and tokens_seen, if given, and the reward and KL of a policy.
 """
 
 import math
@@ -28,6 +28,8 @@ _COLUMNS = (
     Column("step", "step", 5),
     Column("tokens_seen", "tokens", 6),
     Column("loss", "loss", 7),
+    Column("reward", "reward", 7),
+    Column("kl", "KL", 6),
     Column("validation", "val loss", 8),
     Column("gradient_norm", "grad norm", 9),
     Column("learning_rate", "lr", 7),
@@ -37,6 +39,7 @@ _COLUMNS = (
 )
 # Columns to drop on a narrow terminal, first to last. The bar below the table shows the time left and the speed too.
 _DROPPED_FIRST = ("time_left", "learning_rate", "gradient_norm", "mfu", "tokens_per_s", "tokens_seen", "validation")
+_POLICY_NAMES = {"reward": "reward", "kl": "KL"}
 _GAP = "  "
 _ROWS = 30  # at most, in a run of less than half an hour
 _MIN_BAR, _MAX_BAR = 8, 40
@@ -70,6 +73,7 @@ def cells_of(step: int, values: Values, *, left_s: float | None) -> dict[str, st
         cells["tokens_seen"] = human_count(seen)
     if (loss := values.get("loss")) is not None:
         cells["loss"] = f"{loss:.4f}"
+    cells |= {name: f"{value:.3g}" for name, value in policy_values(values).items()}
     if (norm := values.get("gradient_norm")) is not None:
         cells["gradient_norm"] = f"{norm:.3g}"
     if (lr := values.get("learning_rate")) is not None:
@@ -81,6 +85,16 @@ def cells_of(step: int, values: Values, *, left_s: float | None) -> dict[str, st
     if left_s is not None:
         cells["time_left"] = human_duration(left_s)
     return cells
+
+
+def policy_values(values: Values) -> dict[str, float]:
+    """Return the `reward` and the `kl` of an iteration of PPO or GRPO; nothing for other steps."""
+    found = {}
+    for kind in ("ppo", "grpo"):
+        for name in ("reward", "kl"):
+            if (value := values.get(f"{kind}/{name}")) is not None:
+                found[name] = value
+    return found
 
 
 def row_every(total_steps: int | None) -> int | None:
@@ -107,9 +121,11 @@ def bar(fraction: float | None, text: str, *, width: int, letters: str = "━─
 
 
 def bar_text(step: int, values: Values, *, total_steps: int | None, left_s: float | None) -> str:
-    """Return the text of the bar: step, loss, speed, time left."""
+    """Return the text of the bar: step, loss, speed, time left. A policy's reward and KL come instead of its loss."""
     parts = [f"{step:,}" if total_steps is None else f"{step:,}/{total_steps:,}"]
-    if (loss := values.get("loss")) is not None:
+    if policy := policy_values(values):
+        parts += [f"{_POLICY_NAMES[name]} {value:.3g}" for name, value in policy.items()]
+    elif (loss := values.get("loss")) is not None:
         parts.append(f"loss {loss:.4f}")
     if (speed := values.get("tokens_per_s")) is not None:
         parts.append(f"{human_count(speed)} tokens/s")
@@ -153,11 +169,7 @@ def step_line(step: int, values: Values, *, total_steps: int | None, left: str |
     parts = [step_field(step, total_steps)]
     if (loss := values.get("loss")) is not None:
         parts.append(f"loss {loss:8.4f}")
-    for kind in ("ppo", "grpo"):
-        if (reward := values.get(f"{kind}/reward")) is not None:
-            parts.append(f"reward {reward:8.4g}")
-        if (kl := values.get(f"{kind}/kl")) is not None:
-            parts.append(f"KL {kl:8.3g}")
+    parts += [f"{_POLICY_NAMES[name]} {value:8.3g}" for name, value in policy_values(values).items()]
     if (norm := values.get("gradient_norm")) is not None:
         parts.append(f"gradient norm {norm:8.3g}")
     if (lr := values.get("learning_rate")) is not None:

@@ -12,14 +12,14 @@ from gpt.files.json_files import read_json_lines
 from gpt.inference.cpu_model import packed
 from gpt.inference.model import LocalModel
 from gpt.inference.sampling import Sampling
-from gpt.tokenizer.special_tokens import special_tokens_of
+from gpt.tokenizer.special_tokens import SpecialTokens, special_tokens_of
 from launch.comparison.prompts import ComparedPrompt
-from launch.generation.chat import ChatSettings, answer_chats
-from launch.generation.jobs import DEFAULT_BATCH_TOKENS, GenerationSettings, PromptLine, make_jobs
+from launch.generation.chat import ChatPrompt, ChatSettings, answer_chats, chat_jobs
+from launch.generation.jobs import DEFAULT_BATCH_TOKENS, GenerationJob, GenerationSettings, PromptLine, make_jobs
 from launch.generation.prompt_file import batches_of, continue_jobs
 from launch.runs.chat_format import chat_encoder
 from launch.runs.imported_run import HUGGING_FACE
-from launch.runs.saved_run import LoadedRun, load_run
+from launch.runs.saved_run import LoadedRun, SavedRun, load_run, open_run
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def model_names(paths: Sequence[Path]) -> list[str]:
 def answers_of(path: Path, prompts: Sequence[ComparedPrompt], settings: ComparedSettings) -> list[str]:
     """Return the answer of a run, or of a file of `triaxial generate --output`, to each prompt.
 
-    One process; the model is freed before return. ConfigError: no run, or a prompt that does not fit or is not in the
-    file.
+    One process; the model is freed before return. ConfigError: as check_answers.
     """
     if path.is_file():
         return _read(path, prompts)
@@ -61,11 +60,32 @@ def answers_of(path: Path, prompts: Sequence[ComparedPrompt], settings: Compared
     chats = [prompt.chat for prompt in prompts if prompt.chat is not None]
     if not chats:
         return _continued(loaded, [prompt.line for prompt in prompts], settings)
-    how = ChatSettings(settings.sampling, settings.max_new_tokens, stops=settings.stops, shows=True)
-    seeds = range(settings.seed, settings.seed + len(chats))
     model = packed(LocalModel(loaded.model), rows=len(chats))
     with chat_encoder(loaded.saved) as encoder:
+        how, seeds = _chat_settings(settings), _seeds(settings, chats)
         return answer_chats(model, loaded.saved, encoder, chats, how, seeds=seeds)
+
+
+def check_answers(path: Path, prompts: Sequence[ComparedPrompt], settings: ComparedSettings) -> None:
+    """Raise ConfigError if this is no run, or a prompt does not fit its context or is not in the file. Loads no model."""
+    if path.is_file():
+        _read(path, prompts)
+        return
+    saved = open_run(path)
+    chats = [prompt.chat for prompt in prompts if prompt.chat is not None]
+    if not chats:
+        _jobs(saved, [prompt.line for prompt in prompts], settings)
+        return
+    with chat_encoder(saved) as encoder:
+        chat_jobs(saved, encoder, chats, _chat_settings(settings), seeds=_seeds(settings, chats))
+
+
+def _chat_settings(settings: ComparedSettings) -> ChatSettings:
+    return ChatSettings(settings.sampling, settings.max_new_tokens, stops=settings.stops, shows=True)
+
+
+def _seeds(settings: ComparedSettings, chats: Sequence[ChatPrompt]) -> range:
+    return range(settings.seed, settings.seed + len(chats))
 
 
 def _read(path: Path, prompts: Sequence[ComparedPrompt]) -> list[str]:
@@ -86,16 +106,7 @@ def _read(path: Path, prompts: Sequence[ComparedPrompt]) -> list[str]:
 
 def _continued(loaded: LoadedRun, lines: Sequence[PromptLine], settings: ComparedSettings) -> list[str]:
     saved = loaded.saved
-    special = special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer)
-    jobs = make_jobs(
-        lines,
-        saved.tokenizer,
-        special,
-        saved.model_config,
-        max_new_tokens=settings.max_new_tokens,
-        seed=settings.seed,
-        num_samples=1,
-    )
+    special, jobs = _jobs(saved, lines, settings)
     how = GenerationSettings(
         sampling=settings.sampling,
         stops=settings.stops,
@@ -109,3 +120,19 @@ def _continued(loaded: LoadedRun, lines: Sequence[PromptLine], settings: Compare
         packed(model, rows=rows), saved.tokenizer, jobs, how, n_ctx=saved.model_config.n_ctx, shows=True
     )
     return [str(result["text"]) for result in results]
+
+
+def _jobs(
+    saved: SavedRun, lines: Sequence[PromptLine], settings: ComparedSettings
+) -> tuple[SpecialTokens, list[GenerationJob]]:
+    special = special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer)
+    jobs = make_jobs(
+        lines,
+        saved.tokenizer,
+        special,
+        saved.model_config,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        num_samples=1,
+    )
+    return special, jobs

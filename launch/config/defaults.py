@@ -70,8 +70,11 @@ def _fill_schedule(table: dict[str, Any], origins: dict[str, str], waiting: set[
     given = convert(int, schedule.get("warmup_tokens", 0), where="schedule.warmup_tokens")
     if wants_decay and given >= total:
         raise ConfigError(
-            f"schedule.warmup_tokens = {given} is invalid: must be less than train.total_tokens = {total}, where the "
-            f"decay ends. Use schedule.warmup_tokens = {warmup_tokens(total)}, or a longer run"
+            lengths.as_given(
+                f"schedule.warmup_tokens = {given} is invalid: must be less than train.total_tokens = {total}, where "
+                f"the decay ends. Leave it out, or use a longer run",
+                origins,
+            )
         )
     if wants_decay:
         schedule["decay_tokens"] = total

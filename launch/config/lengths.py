@@ -1,5 +1,6 @@
 """Lengths of a training recipe in steps or epochs. They become tokens when the recipe is read, before anything else."""
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -92,6 +93,14 @@ def to_tokens(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         result[section][tokens_key.partition(".")[2]] = tokens
         origins[tokens_key] = f"{key} = {value}"
     return result, origins
+
+
+def as_given(message: str, origins: Mapping[str, str]) -> str:
+    """Add the recipe's own key and value to an error's lengths in tokens that the recipe has in steps or epochs."""
+    for key, origin in origins.items():
+        if origin.partition(" = ")[0] in IN_TOKENS:
+            message = re.sub(rf"(?<![\w.]){re.escape(key)} = -?\d(?:[\d,]*\d)?", rf"\g<0> ({origin})", message, count=1)
+    return message
 
 
 def _ways(length: str) -> list[str]:

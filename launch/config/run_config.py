@@ -23,7 +23,7 @@ from gpt.training.config import (
 from gpt.training.optimizer import OptimizerConfig
 from gpt.training.schedule import ScheduleConfig
 from launch.config.defaults import Resolved, resolve
-from launch.config.lengths import without_replaced
+from launch.config.lengths import as_given, without_replaced
 from launch.config.objectives import DEFAULT, OBJECTIVES
 from launch.config.recipe import MissingKeys, apply_overrides, build, find_recipe, read_toml, without_none
 from parallel.engines.capabilities import check_engine, check_installed
@@ -138,6 +138,8 @@ def config_of(resolved: Resolved) -> RunConfig:
         if "train.total_tokens" in keys:
             keys["train.total_tokens"] += ", or set train.total_steps or train.epochs"
         raise MissingKeys(keys) from None
+    except ConfigError as error:
+        raise ConfigError(as_given(str(error), resolved.origins)) from None
 
 
 def layout_of(config: RunConfig, world_size: int) -> Layout:

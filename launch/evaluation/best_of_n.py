@@ -11,7 +11,7 @@ from data_prep.conversations.conversation import Turn
 from gpt.errors import ConfigError
 from gpt.post_training.analysis.best_of_n import Score, ScoredSamples
 from gpt.post_training.ppo.config import RewardSource
-from gpt.post_training.ppo.rewards import as_scores, load_function
+from gpt.post_training.ppo.rewards import call_reward, load_function
 from launch.comparison.prompts import ComparedPrompt
 from launch.library.reward_model import load_reward
 
@@ -36,8 +36,8 @@ def reward_of(option: str, name: str, *, device: str, dtype: str) -> Score[Turns
     if ":" not in name:
         raise ConfigError(f"{option} {name} is invalid: no such run. Give a reward run, or a function module:name.")
     function = load_function(RewardSource(function=name))
-    return lambda prompts, texts: as_scores(
-        function([turns[-1].text for turns in prompts], texts), n=len(texts), name=name
+    return lambda prompts, texts: call_reward(
+        function, [turns[-1].text for turns in prompts], texts, name=name
     ).tolist()
 
 

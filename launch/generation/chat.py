@@ -51,7 +51,7 @@ def answer_chats(
     """
     if not prompts:
         return []
-    jobs = [_job(prompt, saved, encoder, settings, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    jobs = chat_jobs(saved, encoder, prompts, settings, seeds=seeds)
     special = special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer)
     how = GenerationSettings(
         sampling=settings.sampling,
@@ -62,6 +62,18 @@ def answer_chats(
     )
     lines = continue_jobs(model, saved.tokenizer, jobs, how, n_ctx=saved.model_config.n_ctx, shows=settings.shows)
     return [str(line["text"]).strip() for line in lines]
+
+
+def chat_jobs(
+    saved: SavedRun,
+    encoder: ChatEncoder,
+    prompts: Sequence[ChatPrompt],
+    settings: ChatSettings,
+    *,
+    seeds: Sequence[int],
+) -> list[GenerationJob]:
+    """Return what to generate for each prompt. ConfigError: as answer_chats. No model is needed."""
+    return [_job(prompt, saved, encoder, settings, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
 
 
 def _job(

@@ -71,6 +71,7 @@ def text_of(event: Event) -> str:
 
 ENDS = {  # the values of `ended` in train_summary.json, except the one for the last token
     "signal": "stopped by a signal; the same command continues the run",
+    "interrupt": "interrupted; the same command continues the run",
     "stop_after_s": "stopped at train.stop_after_s; the same command continues the run",
     "target_loss": "finished: it reached its target loss",
 }

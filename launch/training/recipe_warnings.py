@@ -15,15 +15,18 @@ def recipe_warnings(config: RunConfig, *, tokenizer_vocab_size: int) -> list[tup
             f"model.vocab_size = {vocab_size:,}: the tokenizer has {tokenizer_vocab_size:,} tokens, and the other rows "
             f"learn nothing but to be unlikely. Use model.vocab_size = {tokenizer_vocab_size}"
         )
-    decay, total = config.schedule.decay_tokens, config.train.total_tokens
+    decay, warmup, total = config.schedule.decay_tokens, config.schedule.warmup_tokens, config.train.total_tokens
+    steps = config.batch.ramp.steps_to  # a recipe may say these lengths in steps
     if decay is not None and decay < EARLY * total:
         found.append(
-            f"schedule.decay_tokens = {decay:,}: the learning rate is at its lowest for the last "
-            f"{1 - decay / total:.0%} of train.total_tokens = {total:,}. Use schedule.decay_tokens = {total}"
+            f"the learning rate's decay ends at {decay:,} tokens (step {steps(decay):,}): it is at its lowest for the "
+            f"last {1 - decay / total:.0%} of the run's {total:,} tokens ({steps(total):,} steps). Leave out "
+            f"schedule.decay_tokens and schedule.decay_steps: the decay then ends with the run"
         )
-    if config.schedule.warmup_tokens >= total:
+    if warmup >= total:
         found.append(
-            f"schedule.warmup_tokens = {config.schedule.warmup_tokens:,}: the run ends before the learning rate is at "
-            f"its peak, with train.total_tokens = {total:,}. Use less, such as schedule.warmup_tokens = {total // 100}"
+            f"the learning rate's warm-up of {warmup:,} tokens ({steps(warmup):,} steps) is not shorter than the run of "
+            f"{total:,} tokens ({steps(total):,} steps), which never reaches its peak. Leave out schedule.warmup_tokens "
+            f"and schedule.warmup_steps, or use less, such as schedule.warmup_steps = {steps(total) // 100}"
         )
     return [("warning", line) for line in found]

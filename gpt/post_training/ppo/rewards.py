@@ -4,6 +4,7 @@ Shapes: n episodes, t = data.seq_len.
 """
 
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -66,14 +67,17 @@ class FunctionReward:
             self.tokenizer.decode(response[:-1] if ended else response)
             for response, ended in zip(episodes.responses(), episodes.ended.tolist(), strict=True)
         ]
-        try:
-            found: Any = self.function(prompts, responses)
-        except Exception as error:
-            text, where = " ".join(str(error).split())[:200], traceback.extract_tb(error.__traceback__)[-1]
-            raise ConfigError(
-                f"the reward '{self.name}' raised {type(error).__name__}: {text} ({where.filename}:{where.lineno})"
-            ) from error
-        return as_scores(found, n=len(episodes), name=self.name)
+        return call_reward(self.function, prompts, responses, name=self.name)
+
+
+def call_reward(function: RewardFunction, prompts: list[str], responses: list[str], *, name: str) -> Tensor:
+    """Call a reward function of n texts; returns (n,) float64. ConfigError: it raises, with the line of its file."""
+    try:
+        found: Any = function(prompts, responses)
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise ConfigError(f"the reward '{name}' raised {type(error).__name__}: {text}{_where(error)}") from error
+    return as_scores(found, n=len(responses), name=name)
 
 
 def as_scores(found: Any, *, n: int, name: str) -> Tensor:
@@ -95,8 +99,10 @@ def load_function(source: RewardSource) -> RewardFunction:
     try:
         function: Any = resolve_name(source.function)
     except Exception as error:
+        text = " ".join(str(error).split())
         raise ConfigError(
-            f"objective.rewards: function = '{source.function}' cannot be imported: {type(error).__name__}: {error}"
+            f"objective.rewards: function = '{source.function}' cannot be imported: {type(error).__name__}: "
+            f"{text}{_where(error)}"
         ) from error
     finally:
         with suppress(ValueError):
@@ -105,3 +111,15 @@ def load_function(source: RewardSource) -> RewardFunction:
         raise ConfigError(f"objective.rewards: function = '{source.function}' is invalid: must be a function")
     typed: RewardFunction = function
     return typed
+
+
+def _where(error: Exception) -> str:
+    """Return " (FILE:LINE)" of the innermost line of the user's own code: neither ours nor a library's. "" without one.
+
+    The text of a SyntaxError has its line already.
+    """
+    paths = sysconfig.get_paths()
+    libraries = (*(paths[name] for name in ("stdlib", "purelib", "platlib")), "<frozen", __file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""

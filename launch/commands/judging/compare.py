@@ -13,7 +13,7 @@ from gpt.errors import ConfigError
 from gpt.evaluation.intervals import Interval
 from gpt.files.atomic import replace_file
 from gpt.inference.sampling import Sampling
-from launch.comparison.answers import ComparedSettings, answers_of, model_names
+from launch.comparison.answers import ComparedSettings, answers_of, check_answers, model_names
 from launch.comparison.page import comparison_page
 from launch.comparison.prompts import ComparedPrompt, read_conversations, read_texts_to_continue
 from launch.comparison.questions import AnsweredPrompt, answered_prompts, digest, make_questions, prompt_record
@@ -21,7 +21,7 @@ from launch.comparison.votes import ANSWERS, read_key, read_votes
 from launch.comparison.win_rates import VoteSummary, summarise
 from launch.processes.terminal import printable, table_console
 from launch.reports.written import Emit, add_json_option, json_destination
-from launch.runs.saved_run import DTYPES, add_device_arguments, device_of, open_run
+from launch.runs.saved_run import DTYPES, add_device_arguments, device_of
 
 PAGE = "index.html"
 
@@ -64,9 +64,6 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     names = model_names(args.run)
     prompts = prompts_of(args)
-    for path in args.run:
-        if not path.is_file():
-            open_run(path)  # a mistake must come before the first model answers
     settings = ComparedSettings(
         sampling=Sampling(args.temperature, None, args.top_p, 1.0),
         max_new_tokens=args.max_new_tokens,
@@ -75,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         device=device_of(args.device),
         dtype=DTYPES[args.dtype],
     )
+    for path in args.run:
+        check_answers(path, prompts, settings)  # a mistake must come before the first model answers
     answers = {}
     for name, path in zip(names, args.run, strict=True):
         print(f"{printable(name)}: {len(prompts):,} prompts", flush=True)

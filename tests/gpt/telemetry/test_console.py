@@ -42,6 +42,17 @@ with MetricsWriter(MetricsConfig(wandb="disabled"), Path(sys.argv[1]), **argumen
     text = "\\ta \\x1b[2J\\x1b]0;title\\x07time " + "there was " * 8 + "a king."
     writer.sample(step, "Once upon\\n", f"Once upon\\n{text}")
 """
+POLICY_RUN = """
+import sys
+from pathlib import Path
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
+arguments = {"run_config": {}, "resume_step": None, "total_steps": 3, "total_tokens": 300}
+with MetricsWriter(MetricsConfig(wandb="disabled"), Path(sys.argv[1]), **arguments) as writer:
+    for step in (1, 2, 3):
+        loss = {"loss": 0.25} if step > 1 else {}  # only the critic learns in the first iteration
+        values = {"ppo/reward": step / 4, "ppo/kl": 0.5 * step, "ppo/length": 12.0, "tokens_seen": 100 * step}
+        writer.log(step, loss | values)
+"""
 EVENT = "rank 3 on node7: 40% slower than its peer"
 COLORS = re.compile(r"\x1b\[\d*m")
 
@@ -97,6 +108,18 @@ def test_a_terminal_gets_a_table_that_stays_and_a_bar_below_it(tmp_path: Path, o
     bars = [line for line in re.split(r"[\r\n]", text) if re.search("[━─].* tokens/s", line)]
     assert re.search(r"^─{8,}   0%  2/1,200  loss 6.2500  2.47k tokens/s  .* left", bars[1]), bars
     assert all(len(COLORS.sub("", line).replace("\x1b[K", "")) <= 80 for line in bars)
+
+
+def test_each_iteration_of_a_policy_has_a_row(tmp_path: Path, on_terminal: Any) -> None:
+    titles, *rows, end = screen(on_terminal(POLICY_RUN, tmp_path, columns=81))
+    assert titles == "step  tokens     loss   reward      KL     left"
+    ends_with_kl = titles.index("KL") + 2
+    assert [line[:ends_with_kl].split() for line in rows] == [
+        ["1", "100", "0.25", "0.5"],
+        ["2", "200", "0.2500", "0.5", "1"],
+        ["3", "300", "0.2500", "0.75", "1.5"],
+    ]
+    assert end == ""
 
 
 def test_three_hundred_steps_leave_thirty_rows_and_the_last_one(tmp_path: Path, on_terminal: Any) -> None:

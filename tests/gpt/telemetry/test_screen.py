@@ -6,6 +6,7 @@ import pytest
 
 from gpt.telemetry.screen import (
     bar,
+    bar_text,
     cells_of,
     columns_for,
     header,
@@ -124,3 +125,13 @@ def test_human_duration(seconds: float, text: str) -> None:
 def test_the_line_of_a_policy_shows_reward_and_kl():
     line = step_line(3, {**VALUES, "ppo/reward": -1.5, "ppo/kl": 0.02}, total_steps=6, left=None)
     assert " ".join(line.split()).startswith("step 3/6 loss 1.5000 reward -1.5 KL 0.02 gradient norm 0.5")
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_the_table_and_the_bar_of_a_policy_show_reward_and_kl(kind):
+    values = {**VALUES, f"{kind}/reward": -1.51234, f"{kind}/kl": 0.0212345}
+    cells = cells_of(3, values, left_s=None)
+    assert (cells["reward"], cells["kl"]) == ("-1.51", "0.0212")
+    columns = columns_for({"step", *cells}, width=79, total_steps=6)
+    assert " ".join(header(columns).split()) == "step tokens loss reward KL grad norm lr tokens/s MFU"
+    assert bar_text(3, values, total_steps=6, left_s=None) == "3/6  reward -1.51  KL 0.0212  10.0k tokens/s"

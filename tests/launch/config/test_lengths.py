@@ -97,6 +97,11 @@ def test_the_command_line_replaces_a_length_of_the_recipe_in_another_unit(tiny_c
             "train.epochs_of = 'x' is invalid: data.train has no such corpus. Use",
         ),
         ('--train.epochs 1 --data.train [{path="/no/train"}]', "/no/train.idx: no such token file"),
+        (
+            "--train.total_steps 40 --schedule.warmup_steps 30 --schedule.decay_steps 20",
+            "schedule.decay_tokens = 10240 (schedule.decay_steps = 20) is invalid: must be more than "
+            "schedule.warmup_tokens = 15360 (schedule.warmup_steps = 30), where the decay starts",
+        ),
         ("--train.total_steps 3 --batch.global_batch_tokens x", "batch.global_batch_tokens = 'x' is invalid"),
     ],
 )

@@ -6,7 +6,8 @@ import pytest
 
 from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
-from launch.reports.facts import KINDS, bytes_text, headline, meaning_of, seconds_text, time_text
+from gpt.training.run import End
+from launch.reports.facts import ENDS, KINDS, bytes_text, headline, meaning_of, seconds_text, time_text
 from launch.runs.history import read_history
 
 
@@ -15,6 +16,10 @@ def test_every_kind_of_event_is_known_to_the_report():
     assert KINDS.keys() == set(get_args(EventKind))
     assert meaning_of("of a later version") == "note"
     assert meaning_of("copies_differ") == "fault", "as earlier versions wrote replica_mismatch"
+
+
+def test_every_end_of_a_run_has_a_sentence():
+    assert ENDS.keys() == set(get_args(End)) - {"total_tokens"}
 
 
 def test_sizes_and_times_are_written_with_units():

@@ -8,7 +8,7 @@ import pytest
 from gpt.errors import ConfigError
 from gpt.post_training.ppo.config import RewardSource
 from gpt.post_training.ppo.episodes import make_episodes
-from gpt.post_training.ppo.rewards import FunctionReward, as_scores, load_function
+from gpt.post_training.ppo.rewards import FunctionReward, as_scores, call_reward, load_function
 from gpt.post_training.ppo.rollouts import SampledResponse
 
 
@@ -60,6 +60,22 @@ def test_a_function_that_raises_is_one_line() -> None:
 
     with pytest.raises(ConfigError, match=r"^the reward 'mine' raised KeyError: 'score\\nof 3' \(.*:\d+\)$"):
         FunctionReward("mine", reward, Letters()).scores(two_episodes())
+
+
+def test_the_line_of_the_users_own_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_json_reward.py").write_text(
+        "import json\n\n\ndef marks(prompts, responses):\n    return [json.loads(text) for text in responses]\n"
+    )
+    function = load_function(RewardSource(function="my_json_reward:marks"))
+    with pytest.raises(ConfigError, match=r"raised JSONDecodeError: Expecting value.* \(.*my_json_reward\.py:5\)$"):
+        call_reward(function, ["a"], ["b"], name="marks")
+    Path("my_broken_reward.py").write_text("import json\n\nLIMIT = json.loads('x')\n")
+    with pytest.raises(ConfigError, match=r"cannot be imported: JSONDecodeError: .* \(.*my_broken_reward\.py:3\)$"):
+        load_function(RewardSource(function="my_broken_reward:marks"))
+    Path("my_unread_reward.py").write_text("def marks(:\n")
+    with pytest.raises(ConfigError, match=r"SyntaxError: .*\(my_unread_reward\.py, line 1\)$"):
+        load_function(RewardSource(function="my_unread_reward:marks"))
 
 
 def test_no_score_is_nan() -> None:

@@ -164,3 +164,15 @@ def test_chat_prompts_are_answered_in_the_format_of_each_run(runs, tmp_path, cap
     assert [one["prompt"] for one in key] == ["The parser", turns]
     for one in key:
         assert len({answer["text"] for answer in one["answers"]}) == 2
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_prompt_that_does_not_fit_is_refused_before_the_first_model_answers(runs, tmp_path, capsys, chat):
+    rows = [{"prompt": "The parser"}, {"prompt": "reads the source " * 400}]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [*(["--chat"] if chat else []), "--prompts", tmp_path / "long.jsonl", "--output", tmp_path / "c"]
+    compare(runs, runs / "sft", runs / "ppo", *words, status=2)
+    said = capsys.readouterr()
+    assert "prompts\n" not in said.out, "no model was loaded"
+    assert f"long.jsonl, {'record' if chat else 'line'} 2" in said.err
+    assert "\n" not in said.err.strip()
