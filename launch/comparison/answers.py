@@ -67,7 +67,7 @@ def answers_of(path: Path, prompts: Sequence[ComparedPrompt], settings: Compared
 
 
 def check_answers(path: Path, prompts: Sequence[ComparedPrompt], settings: ComparedSettings) -> None:
-    """Raise ConfigError if this is no run, or a prompt does not fit its context or is not in the file. Loads no model."""
+    """Load no model. ConfigError: this is no run, or a prompt does not fit its context or is not in the file."""
     if path.is_file():
         _read(path, prompts)
         return

@@ -25,8 +25,9 @@ def recipe_warnings(config: RunConfig, *, tokenizer_vocab_size: int) -> list[tup
         )
     if warmup >= total:
         found.append(
-            f"the learning rate's warm-up of {warmup:,} tokens ({steps(warmup):,} steps) is not shorter than the run of "
-            f"{total:,} tokens ({steps(total):,} steps), which never reaches its peak. Leave out schedule.warmup_tokens "
-            f"and schedule.warmup_steps, or use less, such as schedule.warmup_steps = {steps(total) // 100}"
+            f"the learning rate's warm-up of {warmup:,} tokens ({steps(warmup):,} steps) is not shorter than the run "
+            f"of {total:,} tokens ({steps(total):,} steps), which never reaches its peak. Leave out "
+            f"schedule.warmup_tokens and schedule.warmup_steps, or use less, such as "
+            f"schedule.warmup_steps = {steps(total) // 100}"
         )
     return [("warning", line) for line in found]
