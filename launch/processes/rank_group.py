@@ -87,8 +87,8 @@ def run_group(
     passed on, and the ranks have `grace_s` seconds to save, or `interrupted_s` after SIGINT. If a rank fails, the
     others get SIGTERM. No rank outlives this call.
     """
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     with ExitStack() as stack:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(stack.enter_context(reserved_port()))}
         ranks = []
         for rank in range(nproc):
             environment = {**settings, **address, **_rank_settings(rank, nproc, log_dir)}
@@ -200,10 +200,22 @@ def _rank_settings(rank: int, nproc: int, log_dir: Path) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port of the loopback interface. Inside the block Linux gives it to nobody, except to rank 0, which asks for it.
+
+    Rank 0 binds it seconds later, and meanwhile other programs open connections. Linux binds a second socket if both
+    have SO_REUSEADDR and the first does not listen. SO_REUSEADDR is set after the bind: else two launchers could
+    reserve the same port. On other systems the port is only free at the start.
+    """
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = int(reserved.getsockname()[1])
+        if sys.platform == "linux":
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
+            reserved.close()
+        yield port
 
 
 def _error_file(log_dir: Path, rank: int) -> Path:
