@@ -6,7 +6,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test rehearse check docs lock oldest setup clean
+.PHONY: help demo test rehearse check docs lock oldest gpu setup clean
 
 PYTHON ?=
 PIP_ARGS ?=
@@ -44,10 +44,13 @@ lock: $(INSTALLED) ## write requirements.lock: the installed versions, with hash
 oldest: ## run tests with the oldest versions of the dependencies that pyproject.toml allows
 	PIP_ARGS="$(PIP_ARGS)" ARGS="$(ARGS)" .ci/oldest
 
+gpu: ## one hour on a machine with a CUDA GPU: every part in order of value, then a page in runs/gpu_day
+	PIP_ARGS="$(PIP_ARGS)" ARGS="$(ARGS)" .ci/gpu
+
 setup: $(INSTALLED) ## install into .venv and do nothing else
 
 clean: ## remove .venv and what tools cached; runs/ and data/ stay
-	rm -rf $(VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-gpu .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # Print the name of the first Python from 3.11 to 3.13, for which every dependency has a wheel, else of a later one.

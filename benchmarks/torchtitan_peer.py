@@ -1,4 +1,4 @@
-"""torchtitan's Llama 3 with its own tensor, pipeline and data parallelism on CPU processes, driven as its trainer does.
+"""torchtitan's Llama 3 with its own tensor, pipeline and data parallelism, driven as its trainer does.
 
 torchtitan 0.2 takes a machine without an accelerator for a CUDA one; its mesh is told otherwise.
 """
@@ -18,19 +18,27 @@ from parallel.layout.config import BatchConfig
 
 
 def torchtitan_step(
-    config: ModelConfig, optimizer: OptimizerConfig, sizes: dict[str, int], *, batch: BatchConfig, compile: bool
+    config: ModelConfig,
+    optimizer: OptimizerConfig,
+    sizes: dict[str, int],
+    *,
+    batch: BatchConfig,
+    compile: bool,
+    device: str = "cpu",
+    losses: list[torch.Tensor] | None = None,
 ) -> Callable[[Batch], None]:
     """A function that trains one step on this data rank's share of a batch. `sizes`: tensor, pipeline, data.
 
-    Every rank of the default process group calls it. In fp32, which is what torchtitan computes in where it does not
-    shard.
+    Every rank of the default process group calls it. In fp32, unless the caller's autocast says otherwise: that is
+    how torchtitan computes where it does not shard. `losses` gets the share of each micro-batch in the mean loss; not
+    with a pipeline.
     """
     import_extra("torchtitan", extra="benchmarks")
     from torchtitan.components.loss import build_cross_entropy_loss
     from torchtitan.distributed import ParallelDims, parallel_dims
     from torchtitan.distributed.utils import clip_grad_norm_, get_train_context
 
-    parallel_dims.device_type = "cpu"
+    parallel_dims.device_type = device
     world_size = dist.get_world_size()
     dims = ParallelDims(
         1, sizes["data"], cp=1, tp=sizes["tensor"], pp=sizes["pipeline"], ep=1, etp=1, world_size=world_size
@@ -38,7 +46,7 @@ def torchtitan_step(
     dims.build_mesh()
     job = _job(config, sizes, batch=batch, compile=compile)
     loss_of = build_cross_entropy_loss(job)
-    parts, schedule = _build(config, job, dims, loss_of)
+    parts, schedule = _build(config, job, dims, loss_of, torch.device(device))
     parameters = [p for part in parts for p in part.parameters()]
     adam = torch.optim.AdamW(
         parameters, lr=optimizer.learning_rate, betas=(optimizer.beta1, optimizer.beta2), weight_decay=0.1, fused=True
@@ -58,7 +66,10 @@ def torchtitan_step(
             else:
                 pairs = zip(batch.inputs.split(size), batch.targets.split(size), strict=True)
                 for inputs, targets in pairs:
-                    (loss_of(parts[0](inputs), targets) / tokens).backward()
+                    loss = loss_of(parts[0](inputs), targets) / tokens
+                    loss.backward()
+                    if losses is not None:
+                        losses.append(loss.detach())
         clip_grad_norm_(parameters, optimizer.max_gradient_norm, foreach=True, pp_mesh=dims.get_optional_mesh("pp"))
         adam.step()
 
@@ -81,7 +92,7 @@ def _job(config: ModelConfig, sizes: dict[str, int], *, batch: BatchConfig, comp
     return job
 
 
-def _build(config: ModelConfig, job: Any, dims: Any, loss_of: Any) -> tuple[list[Any], Any]:
+def _build(config: ModelConfig, job: Any, dims: Any, loss_of: Any, device: torch.device) -> tuple[list[Any], Any]:
     """The modules of this rank, and the schedule where there is a pipeline."""
     from torchtitan.distributed.pipeline_parallel import pipeline_llm
     from torchtitan.models.llama3.infra.parallelize import parallelize_llama
@@ -95,7 +106,7 @@ def _build(config: ModelConfig, job: Any, dims: Any, loss_of: Any) -> tuple[list
         vocab_size=config.padded_vocab_size,
         max_seq_len=config.n_ctx,
     )
-    device, schedule = torch.device("cpu"), None
+    schedule = None
     with torch.device("meta"):
         model: Any = Transformer(args)
     count = sum(p.numel() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""The two peers of training_step.py: `transformers` GPT-2 and the plain step most people write, without our engine."""
+"""The two peers of training_step.py and gpu.py: `transformers` GPT-2, and the plain step that most people write."""
 
 from collections.abc import Callable
 
@@ -15,6 +15,7 @@ from gpt.model.initialisation import initialise
 from gpt.training.optimizer import OptimizerConfig
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
+CPU = torch.device("cpu")
 
 
 class PlainBlock(nn.Module):
@@ -60,16 +61,21 @@ class PlainGPT(nn.Module):
         return functional.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
 
 
-def nano_gpt(config: ModelConfig, optimizer: OptimizerConfig, *, micro_batch_size: int, seed: int):
+def nano_gpt(
+    config: ModelConfig, optimizer: OptimizerConfig, *, micro_batch_size: int, seed: int, device: torch.device = CPU
+):
     """A function from a batch to its mean loss, one step of training done: the plain model."""
     model = PlainGPT(config)
     weights = {name: parameter.data for name, parameter in starting_weights(config, seed).named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.data.copy_(_plain_weight(name, weights))
+    model.to(device)
     return training_step(model, torch.compile(model), optimizer, micro_batch_size=micro_batch_size)
 
 
-def transformers_gpt2(config: ModelConfig, optimizer: OptimizerConfig, *, micro_batch_size: int, seed: int):
+def transformers_gpt2(
+    config: ModelConfig, optimizer: OptimizerConfig, *, micro_batch_size: int, seed: int, device: torch.device = CPU
+):
     """The same for GPT2LMHeadModel with its own loss, which is given the targets already shifted."""
     transformers = import_extra("transformers", extra="hf")
     transformers.logging.set_verbosity_error()  # it warns of token ids that a small vocabulary lacks; none is used
@@ -92,7 +98,7 @@ def transformers_gpt2(config: ModelConfig, optimizer: OptimizerConfig, *, micro_
     missing, unexpected = model.load_state_dict(theirs, strict=False)
     assert missing == ["lm_head.weight"], missing  # tied
     assert not unexpected, unexpected
-    model.train()
+    model.to(device).train()
     compiled = torch.compile(model)
     return training_step(
         model,
@@ -114,6 +120,7 @@ def training_step(
 ) -> Callable[[Batch], float]:
     """A usual step: bf16 autocast, micro-batches, clipping by norm, fused AdamW with decay on matrices alone."""
     parameters = list(model.parameters())
+    device = parameters[0].device
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -126,10 +133,10 @@ def training_step(
     )
 
     def step(batch: Batch) -> float:
-        total = torch.zeros(())
-        pairs = [(part.inputs, part.targets) for part in batch.split(micro_batch_size)]
+        total = torch.zeros((), device=device)
+        pairs = [(part.inputs, part.targets) for part in batch.to(device).split(micro_batch_size)]
         for x, y in pairs:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(device.type, dtype=torch.bfloat16):
                 loss = loss_of(x, y) / len(pairs)
             loss.backward()
             total += loss.detach()

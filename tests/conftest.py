@@ -24,10 +24,22 @@ LONG_FILES = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take minutes, then tests/parallel: started last, they would leave workers idle."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests marked `gpu` where torch finds none: a skip of each would hide those of a missing package.
+
+    Begin with the files that take minutes, then tests/parallel: started last, they would leave workers idle."""
+    of_a_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if of_a_gpu and not has_gpu():
+        config.hook.pytest_deselected(items=of_a_gpu)
+        items[:] = [item for item in items if item not in of_a_gpu]
     root = Path(__file__).parent
     items.sort(key=lambda item: (item.path.name not in LONG_FILES, "parallel" not in item.path.relative_to(root).parts))
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def pytest_collection() -> None:

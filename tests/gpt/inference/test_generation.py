@@ -192,3 +192,17 @@ def test_vocabulary_padding_is_never_predicted() -> None:
     assert padded == generate(model, PROMPTS, n_ctx=40, max_new_tokens=8, sampling=WARM)
     assert all(token < GPT3.vocab_size for result in padded for token in result.tokens)
     assert model(torch.tensor([[1, 2]])).shape == (1, 2, GPT3.vocab_size)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampling", [GREEDY, WARM, VARIED])
+def test_a_gpu_writes_what_a_cpu_writes(model: GPT, sampling: Sampling) -> None:
+    """In float64, where no rounding changes a choice."""
+    exact = random_model(model.config).double()
+    texts = [
+        generate(each, PROMPTS, n_ctx=40, max_new_tokens=12, sampling=sampling, seed=3)
+        for each in (exact, random_model(model.config).double().cuda())
+    ]
+    assert [one.tokens for one in texts[0]] == [one.tokens for one in texts[1]]
+    for one, other in zip(*texts, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)

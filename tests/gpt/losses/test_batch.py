@@ -1,5 +1,6 @@
 """A batch: its tensors by name, its micro-batches, and rows that count no loss."""
 
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -88,3 +89,22 @@ def test_only_a_copy_to_a_gpu_is_not_waited_for():
         calls = [call for call in seen if call[0] in ("pin_memory", "to")]
         expected = [("pin_memory", None)] * 2 + [("to", True)] * 2 if pinned else [("to", None)] * 2
         assert calls == expected, (held, target)
+
+
+@pytest.mark.gpu
+def test_copies_to_a_gpu_are_whole_although_the_host_goes_on():
+    """Each copy is still under way when the batch is overwritten and freed; the GPU is kept busy before it."""
+    slow = torch.randn(4096, 4096, device="cuda")
+    moved, expected = [], []
+    for i in range(20):
+        tokens = torch.full((64, 2048), i)
+        batch = Batch(tokens, tokens + 1, extra={"reward": torch.full((64,), float(i))})
+        slow = slow @ slow * 1e-4
+        moved.append(batch.to(torch.device("cuda", 0)))
+        expected.append(i)
+        tokens.fill_(-1)
+        del batch
+    for i, batch in zip(expected, moved, strict=True):
+        assert (batch.inputs == i).all()
+        assert (batch.targets == i + 1).all()
+        assert (batch.extra["reward"] == i).all()

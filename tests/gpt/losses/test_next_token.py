@@ -293,3 +293,19 @@ def test_no_tensor_holds_the_logits_of_all_tokens(device, n, in_place, most):
     assert made.all_types == forward, "backward makes none that is larger"
     assert most / 2 < made.by_type[torch.float32] <= most
     assert made.all_types <= most < 2 * n * vocab / 3, "bytes of all logits in bf16"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+)
+def test_a_gpu_gives_the_value_and_gradients_of_float64_on_a_cpu(dtype, tolerance):
+    exact = inputs()
+    expected = reference(*exact, 37)
+    expected.backward()
+    hidden, weight = (x.detach().to("cuda", dtype).requires_grad_() for x in exact[:2])
+    totals = next_token_loss(hidden, weight, exact[2].cuda(), whole_vocabulary(37))
+    totals.sum.backward()
+    assert totals.sum.item() == pytest.approx(expected.item(), rel=tolerance)
+    for mine, theirs in ((hidden.grad, exact[0].grad), (weight.grad, exact[1].grad)):
+        assert float((mine.cpu().double() - theirs).norm() / theirs.norm()) < tolerance

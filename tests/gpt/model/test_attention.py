@@ -118,3 +118,41 @@ class SharedHeads(TorchFunctionMode):
             mask = (kwargs or {}).get("attn_mask")
             self.masks.append(None if mask is None else tuple(mask.shape))
         return function(*args, **(kwargs or {}))
+
+
+def masked_reference(q, k, v, seen):
+    """In plain products, with key-value heads repeated; rows that see nothing are 0."""
+    groups = q.size(1) // k.size(1)
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = (q @ k.mT / q.size(-1) ** 0.5).masked_fill(~seen, -torch.inf)
+    return scores.softmax(-1).nan_to_num(0.0) @ v
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads", [8, 2])
+@pytest.mark.parametrize("kind", ["causal", "full", "documents", "prefix"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_a_gpu_gives_the_output_and_gradients_of_float64(kind, heads, dtype, tolerance):
+    generator, device, t = torch.Generator().manual_seed(0), torch.device("cuda", 0), 200
+    exact = [torch.randn(2, n, t, 32, generator=generator, dtype=torch.float64) for n in (8, heads, heads)]
+    seen = torch.ones(t, t, dtype=torch.bool).tril().expand(2, 1, t, t)
+    mask = AttentionMask("full") if kind == "full" else None
+    if kind == "full":
+        seen = torch.ones_like(seen)
+    elif kind == "documents":
+        ids = torch.arange(t).div(60, rounding_mode="floor").repeat(2, 1)
+        mask, seen = AttentionMask(segment_ids=ids.to(device)), seen & (ids[:, None, :, None] == ids[:, None, None, :])
+    elif kind == "prefix":
+        lengths = torch.tensor([17, 120])
+        mask = AttentionMask("prefix", prefix_lengths=lengths.to(device))
+        seen = seen | (torch.arange(t) < lengths[:, None, None, None])
+    if mask is not None:
+        mask = mask.for_device(rows=2, length=t, device=device)
+    qkv = [x.to(device, dtype).requires_grad_() for x in exact]
+    with kernel_order(device):
+        out = attend(*qkv, mask)
+        found = [out, *torch.autograd.grad(out.sum(), qkv)]
+    exact = [x.detach().cpu().double().requires_grad_() for x in qkv]
+    right = masked_reference(*exact, seen)
+    for mine, truth in zip(found, [right, *torch.autograd.grad(right.sum(), exact)], strict=True):
+        assert float(((mine.cpu().double() - truth).norm() / truth.norm()).detach()) < tolerance

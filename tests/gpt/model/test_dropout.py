@@ -112,3 +112,12 @@ def test_compiled_code_draws_the_same_mask(rate: float) -> None:
     x = torch.randn(2, 16, 64)
     compiled = torch.compile(lambda y: dropout(y, 1))
     assert torch.equal(compiled(x), dropout(x, 1))
+
+
+@pytest.mark.gpu
+def test_a_gpu_drops_what_a_cpu_drops() -> None:
+    keys = position_keys(torch.from_numpy(row_keys(3, np.arange(16))), length=64)
+    x = torch.randn(16, 64, 256)
+    for part in (0, 1):
+        on_gpu = ResidualDropout(keys.cuda(), 0.2).of_layer(2)(x.cuda(), part)
+        assert torch.equal(on_gpu.cpu(), ResidualDropout(keys, 0.2).of_layer(2)(x, part))

@@ -109,3 +109,12 @@ def test_a_parameter_of_any_rank_is_filled_piece_by_piece_as_whole(shape):
     indices = [half, *(torch.arange(size) for size in shape[1:])]
     fill(part, "front.kernel", start, seed=3, shape=shape, indices=indices)
     assert torch.equal(part, whole[half])
+
+
+@pytest.mark.gpu
+def test_a_gpu_fills_the_bits_that_a_cpu_does():
+    models = [GPT(CONFIG), GPT(CONFIG).to("cuda")]
+    for model in models:
+        initialise(model, CONFIG, seed=5)
+    for (name, on_cpu), (_, on_gpu) in zip(*(model.named_parameters() for model in models), strict=True):
+        assert torch.equal(on_cpu, on_gpu.cpu()), name

@@ -58,3 +58,10 @@ def test_a_message_names_the_odd_rank_or_says_that_no_majority_shows_it(monkeypa
         "the replicas of model.b on rank 0 (node) differ, and no majority shows which"
     )
     assert describe([unknown] * 6).endswith("; and 2 more")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_the_checksum_of_a_gpu_is_that_of_a_cpu(dtype):
+    tensor = (torch.randn(3, 4099, generator=torch.Generator().manual_seed(1)) * 50).to(dtype)
+    assert checksum(tensor.cuda()).item() == checksum(tensor).item()

@@ -134,3 +134,16 @@ def test_waiting_is_communication_without_computation_at_the_same_time():
     cuda = seen(("ncclDevKernel_AllReduce", 0, 400), ("gemm", 300, 600), ("gemm", 350, 450))
     assert waiting_s(cuda, torch.device("cuda")) * 1e9 == pytest.approx(300)
     assert waiting_s(seen(), CPU) == 0
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_computes_does_not_wait():
+    """The profile has the GPU's kernels, and none of them is communication."""
+    device, x = torch.device("cuda", 0), torch.randn(2048, 2048, device="cuda")
+    with profile(use_cpu=False, use_device="cuda") as seen:
+        for _ in range(20):
+            x = x @ x * 1e-3
+        torch.cuda.synchronize()
+    kernels = [event for event in seen.kineto_results.events() if event.device_type() == DeviceType.CUDA]
+    assert len(kernels) >= 20
+    assert waiting_s(seen, device) == 0
