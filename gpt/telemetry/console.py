@@ -37,7 +37,7 @@ _ROW_S = 60.0  # a row comes at least this often
 _BAR_S = 0.1  # the bar is redrawn at most this often
 _HEADER_EVERY_ROWS = 50
 # Values of a run's health. They are in metrics.jsonl; a confirmed fault is an event, and the end shows the goodput.
-_NOT_SHOWN = ("time/", "straggler/", "epochs/", "goodput")
+_NOT_SHOWN = ("time/", "straggler/", "epochs/", "goodput", "memory/")
 _COLORS = {"title": "1", "evaluation": "36", "warning": "33", "error": "31", "prompt": "1"}
 _HIGH_MFU = (
     "an MFU above 100% is shown as '-': the peak speed that it is relative to is too low. On a CPU, the run measures "

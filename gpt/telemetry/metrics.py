@@ -227,19 +227,3 @@ def _cannot_write(path: Path, error: OSError) -> ConfigError:
         f"{path}: cannot be written ({error.strerror or error}; {free_space(path)}). Free space or choose another run "
         "directory, then start the run again: it resumes from its newest checkpoint",
     )
-
-
-def peak_memory_bytes() -> int | None:
-    """Return the peak of torch's allocations on the current CUDA device, or of resident memory if CUDA is not in use.
-
-    None if neither is known. Does not wait for the device.
-    """
-    import torch  # here: the settings above are read without torch, whose import takes seconds
-
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return int(torch.cuda.max_memory_allocated())
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return None

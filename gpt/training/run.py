@@ -10,7 +10,7 @@ from gpt.data.skipped import SkippedData
 from gpt.health.spikes import SpikeConfig, SpikeDetector
 from gpt.model.config import ModelConfig
 from gpt.telemetry.event_log import EventKind
-from gpt.telemetry.metrics import peak_memory_bytes
+from gpt.telemetry.memory import memory_values, peak_memory_bytes
 from gpt.training.config import CheckpointConfig, FaultConfig, Retention, TrainConfig
 from gpt.training.engine import StepResult, Totals
 from gpt.training.schedule import BatchRamp, ScheduleConfig
@@ -164,6 +164,7 @@ def step_values(run: Run, result: StepResult, lr: float, *, step: int, elapsed_s
         "tokens_seen": run.batch.tokens_seen(step),
         "step_s": elapsed_s,
         **result.loss.metrics,
+        **memory_values(),  # of the main rank and its machine
     }
     if (memory := peak_memory_bytes()) is not None:
         values["peak_memory_bytes"] = memory  # of the main rank

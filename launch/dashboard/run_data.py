@@ -15,6 +15,7 @@ from gpt.post_training.analysis.diagnosis import diagnose
 from launch.config.recipe import build, without_none
 from launch.dashboard.feed import RunFeed, tokens_of
 from launch.reports.facts import headline, meaning_of, status, text_of, time_text, word_of
+from launch.reports.memory import OF_MACHINE, OF_RANK
 from launch.reports.policy_health import PREFIXES, fault_record, policy_metrics, policy_prefix
 from launch.runs.history import RunHistory
 from launch.runs.sampled_lines import sampled_texts
@@ -32,7 +33,8 @@ FIGURES = (
     ("Learning rate", "learning_rate"),
     ("Tokens a second", "tokens_per_s"),
     ("Model FLOP utilisation", "mfu"),
-    ("Peak memory of the main rank", "peak_memory_bytes"),
+    ("Memory of the main rank", "|".join(OF_RANK)),
+    ("Memory in use on its machine", OF_MACHINE),
     ("Tokens a step", "step_tokens"),
     ("Goodput since the start of the run", "goodput"),
     ("Few-shot tasks", "few_shot/.*"),
@@ -65,7 +67,6 @@ def run_data(feed: RunFeed, *, now: float) -> dict[str, Any]:
         "clock": feed.clock,
         "tokens": tokens_of(history),
         "flops_per_token": flops_per_token(history),
-        "trend": memory_trend(history),
     }
 
 
@@ -135,18 +136,3 @@ def flops_per_token(history: RunHistory) -> float:
         return train_flops_per_token(config, adapter, seq_len if isinstance(seq_len, int) else config.n_ctx)
     except (ConfigError, TypeError, ValueError):
         return 0.0
-
-
-def memory_trend(history: RunHistory) -> str:
-    """How fast the peak memory grows over the second half of the run."""
-    series = history.metrics.get("peak_memory_bytes")
-    if series is None or len(series.steps) < 20:
-        return ""
-    steps, values = (column[len(column) // 2 :] for column in (series.steps, series.values))
-    if steps[-1] == steps[0]:
-        return ""
-    slope = float(np.polyfit(steps - steps[0], values, 1)[0]) * 1000
-    size = f"{abs(slope) / 2**20:.2f} MiB for 1,000 steps"
-    if size.startswith("0.00"):
-        return "level in the second half"
-    return f"{'grows' if slope > 0 else 'falls'} by {size} in the second half"

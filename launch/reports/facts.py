@@ -12,6 +12,7 @@ from gpt.post_training.analysis.diagnosis import diagnose
 from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.goodput import NAMES, ProcessTime
 from gpt.telemetry.screen import human_count, human_duration
+from launch.reports.memory import OF_MACHINE, growth, memory_trends
 from launch.reports.policy_health import fault_record, policy_metrics, policy_prefix
 from launch.runs.history import Event, RunHistory
 
@@ -108,7 +109,9 @@ def headline(history: RunHistory) -> list[tuple[str, str, str]]:
         wrong = "above 100%: the peak that it is relative to is too low. Set run.peak_flops_per_s"
         found.append(("MFU", "-", wrong) if mfu > 1 else ("MFU", f"{mfu:.1%}", "model FLOP utilisation"))
     if (memory := history.last("peak_memory_bytes")) is not None:
-        found.append(("peak memory", bytes_text(memory), "of the main rank"))
+        found.append(("peak memory", bytes_text(memory), memory_trends(history) or "of the main rank"))
+    if (used := history.last(OF_MACHINE)) is not None:
+        found.append(("memory in use", bytes_text(used), "on the machine of the main rank"))
     if history.account is not None:
         account = history.account
         found.append(("goodput", f"{account.goodput:.1%}", f"of {human_duration(account.wall_s)}"))
@@ -191,6 +194,7 @@ def as_json(history: RunHistory, *, now: float) -> dict[str, Any]:
         "tokens_per_s": recent(history, "tokens_per_s"),
         "mfu": recent(history, "mfu"),
         "peak_memory_bytes": history.last("peak_memory_bytes"),
+        "memory_growth_bytes_per_1000_steps": growth(history),
         "events": dict(Counter(event.kind for event in history.events)),
         "checkpoints": [
             {"step": stored.step, "name": stored.name, "size_bytes": stored.size_bytes}

@@ -3,11 +3,13 @@
 The page has no script and needs no network. Everything that comes from the run's files is escaped.
 """
 
+from collections.abc import Mapping
 from html import escape
 
 from gpt.telemetry.goodput import NAMES, Account
 from gpt.telemetry.screen import human_count
 from launch.reports.facts import headline, meaning_of, seconds_text, status, time_text
+from launch.reports.memory import OF_MACHINE, OF_RANK
 from launch.reports.plots import Mark, PlotLine, figure
 from launch.reports.policy_page import policy_part
 from launch.reports.style import TIME_COLOURS, run_page
@@ -56,7 +58,7 @@ def _plots(history: RunHistory) -> str:
         return ""
     steps = (int(min(series.steps[0] for series in found)), history.last_step)
     marks = event_marks(history)
-    unit, memory = _memory_lines(history)
+    (unit, memory), (unit_used, used) = _memory(history, OF_RANK), _memory(history, {OF_MACHINE: "in use"})
     figures = [
         figure(title, lines, marks=marks, steps=steps, number=number, from_zero=from_zero)
         for title, lines, number, from_zero in (
@@ -65,7 +67,8 @@ def _plots(history: RunHistory) -> str:
             ("Learning rate", _lines(history, "learning_rate"), _scientific, True),
             ("Tokens a second", _lines(history, "tokens_per_s"), human_count, True),
             ("Model FLOP utilisation", _lines(history, "mfu"), _percent, True),
-            (f"Peak memory of the main rank, {unit}", memory, _plain, True),
+            (f"Memory of the main rank, {unit}", memory, _plain, True),
+            (f"Memory in use on its machine, {unit_used}", used, _plain, True),
             ("Batch, tokens a step", _batch_lines(history), human_count, True),
             ("Goodput since the start of the run", _lines(history, "goodput"), _percent, True),
         )
@@ -114,14 +117,18 @@ def _batch_lines(history: RunHistory) -> list[PlotLine]:
     return [PlotLine("batch", history.metrics[STEP_TOKENS], "s0")] if STEP_TOKENS in history.metrics else []
 
 
-def _memory_lines(history: RunHistory) -> tuple[str, list[PlotLine]]:
-    """Peak memory in GiB or MiB, chosen by its maximum, so that the axis has round numbers."""
-    lines = _lines(history, "peak_memory_bytes")
+def _memory(history: RunHistory, names: Mapping[str, str]) -> tuple[str, list[PlotLine]]:
+    """Metrics of memory in GiB or MiB, chosen by their maximum, so that the axis has round numbers."""
+    lines = [
+        PlotLine(line.name if line.colour == "lost" else title, line.series, line.colour if i == 0 else f"s{i}")
+        for i, (name, title) in enumerate((name, title) for name, title in names.items() if name in history.metrics)
+        for line in _lines(history, name)
+        if i == 0 or line.colour != "lost"
+    ]
     unit, size = (
         ("GiB", 2**30) if max((line.series.extremes[1].max() for line in lines), default=0) >= 2**30 else ("MiB", 2**20)
     )
-    scaled = [line.series.scaled(1 / size) for line in lines]
-    return unit, [PlotLine(line.name, series, line.colour) for line, series in zip(lines, scaled, strict=True)]
+    return unit, [PlotLine(line.name, line.series.scaled(1 / size), line.colour) for line in lines]
 
 
 def event_marks(history: RunHistory) -> list[Mark]:

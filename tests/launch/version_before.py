@@ -25,7 +25,7 @@ FIXTURE = ROOT / "tests" / "fixtures" / "version_0_1"
 TIMEOUT_S = 400  # of one command; far above what it takes
 
 # Values of metrics.jsonl that do not follow from the recipe and the seed.
-MEASURED = ("tokens_per_s", "step_s", "mfu", "peak_memory_bytes", "goodput", "time/", "straggler/")
+MEASURED = ("tokens_per_s", "step_s", "mfu", "peak_memory_bytes", "memory/", "goodput", "time/", "straggler/")
 SUMMARY = ("step", "tokens_seen", "epochs", "ended", "skipped_steps", "rewinds", "parameters", "weights_sha256")
 
 # Runs several commands as `python -m launch.main` would, but imports torch once. Prints the output of each as JSON.

@@ -242,7 +242,7 @@ function tiles(i, run) {
   note.append(wholeReport(i));
   for (const [what, value, more] of run.tiles) {
     const tile = make("div");
-    tile.append(make("span", what), make("b", value), make("span", what === "peak memory" && run.trend ? run.trend : more));
+    tile.append(make("span", what), make("b", value), make("span", more));
     box.append(tile);
   }
   return [note, box];

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from launch.dashboard.feed import RunFeed
-from launch.dashboard.run_data import flat, memory_trend, run_data, series_data
+from launch.dashboard.run_data import flat, run_data, series_data
 from launch.runs.series import Series
 
 NOW = 2e9
@@ -54,16 +54,16 @@ def test_settings_are_named_with_dots():
     assert flat({"a": {"b": 1, "c": {"d": None}}, "e": [1]}) == [("a.b", "1"), ("a.c.d", ""), ("e", "[1]")]
 
 
-def test_memory_that_grows_is_named(written_runs, tmp_path):
+def test_the_memory_of_the_rank_and_of_its_machine_are_figures(written_runs, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    lines = [{"step": step, "peak_memory_bytes": 2**30 + 2**21 * step / 1000} for step in range(0, 4000, 10)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    line = {"step": 1, "peak_memory_bytes": 3, "memory/resident_bytes": 2, "memory/machine_used_bytes": 9}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     feed = RunFeed(run)
-    assert memory_trend(feed.history) == "grows by 2.00 MiB for 1,000 steps in the second half"
-    level = [{**line, "peak_memory_bytes": 2**30} for line in lines]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in level))
-    assert memory_trend(RunFeed(run).history) == "level in the second half"
+    feed.read_once()
+    figures = run_data(feed, now=0.0)["figures"]
+    assert figures["Memory of the main rank"] == ["memory/resident_bytes", "peak_memory_bytes"]
+    assert figures["Memory in use on its machine"] == ["memory/machine_used_bytes"]
 
 
 def test_a_policy_has_bands_faults_and_figures_of_its_own(tabular, tmp_path):

@@ -56,7 +56,12 @@ def test_two_runs_on_one_layout_are_bit_identical(twice, axis):
 def metrics(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timed = {"tokens_per_s", "step_s", "mfu", "peak_memory_bytes", "time", "elapsed_s"}
-    return [{key: line[key] for key in line.keys() - timed} for line in lines if "loss" in line]
+    measured = [{key for key in line if key.startswith("memory/")} | timed for line in lines]
+    return [
+        {key: line[key] for key in line.keys() - left_out}
+        for line, left_out in zip(lines, measured, strict=True)
+        if "loss" in line
+    ]
 
 
 def test_several_threads_sum_in_a_fixed_order_and_another_seed_gives_other_bits(tiny_corpus, tmp_path, capsys):

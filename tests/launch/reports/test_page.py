@@ -60,7 +60,7 @@ def test_each_metric_that_the_run_logged_has_a_plot(restarted):
         "Gradient norm, before clipping",
         "Learning rate",
         "Tokens a second",
-        "Peak memory of the main rank, GiB",
+        "Memory of the main rank, GiB",
         "Batch, tokens a step",
         "Goodput since the start of the run",
     ], "no MFU, which the run did not log"
@@ -117,5 +117,5 @@ def test_a_run_that_wrote_little_has_a_page(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "peak_memory_bytes": 1048576, "mfu": 0.005}\n')
     page = page_of(tmp_path)
     assert re.findall(r"<h2>([^<]*)</h2>", page) == ["Training"]
-    assert "Peak memory of the main rank, MiB" in page
+    assert "Memory of the main rank, MiB" in page
     assert "Model FLOP utilisation" in page
