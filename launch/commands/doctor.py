@@ -1,4 +1,8 @@
-"""`triaxial doctor`: show what this machine offers and what would break a run. Changes nothing, uses no network."""
+"""`triaxial doctor`: show what this machine offers and what would break a run. Changes nothing.
+
+With `--nodes` the nodes of a job then check each other: an all-reduce over all ranks, and who is at fault if it fails.
+Else it uses no network.
+"""
 
 import argparse
 import dataclasses
@@ -6,8 +10,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from gpt.errors import install_command
+from gpt.errors import ConfigError, install_command
 from launch.engines.installed import EngineFacts
+from launch.preflight.nodes import Check, check_nodes
 from launch.processes.machine_facts import Facts, collect
 from launch.reports.written import add_json_option, json_destination
 
@@ -18,16 +23,46 @@ FOR_DEVELOPERS = ("dev", "benchmarks", "plots")  # extras that no user needs
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_json_option(parser, "the facts, warnings and problems", was_switch=True)
+    together = parser.add_argument_group(
+        "check nodes together", "start it on every node at the same time, as slurm/train.sbatch does"
+    )
+    together.add_argument("--nodes", metavar="N_OR_NAMES", help="the nodes of the job: their number, or name,name,...")
+    together.add_argument(
+        "--nproc-per-node", type=int, metavar="N", help="ranks on each node (default: its GPUs, or 1)"
+    )
+    together.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the nodes meet, the same on every node")
+    together.add_argument(
+        "--limit-s", type=float, default=60.0, metavar="S", help="seconds for nodes to come, and for each all-reduce"
+    )
+    together.add_argument(
+        "--bad-nodes", type=Path, metavar="FILE", help="append nodes at fault to FILE, with the reason"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; returns 0, or 1 if training cannot run here at all."""
+    """Print the report. Returns 0, 1 if training cannot run here at all, or 3 if the nodes cannot train together."""
+    check = check_of(args)
     with json_destination(args.json) as emit:
         facts = collect()
         problems, warnings = problems_of(facts), warnings_of(facts)
         show(facts, warnings=warnings, problems=problems)
         emit({"facts": dataclasses.asdict(facts), "warnings": warnings, "problems": problems})
-    return 1 if problems else 0
+    if problems or check is None:
+        return 1 if problems else 0
+    sys.stdout.flush()
+    return check_nodes(dataclasses.replace(check, nproc_per_node=args.nproc_per_node or len(facts.gpus) or 1))
+
+
+def check_of(args: argparse.Namespace) -> Check | None:
+    """The check of all nodes that the arguments ask for. ConfigError: an option is wrong."""
+    if args.nodes is None:
+        given = [name for name in ("nproc_per_node", "rdzv_endpoint", "bad_nodes") if getattr(args, name) is not None]
+        if given:
+            option = given[0].replace("_", "-")
+            raise ConfigError(f"--{option} is only for a check of several nodes. Add --nodes N, or leave it out")
+        return None
+    nproc = args.nproc_per_node if args.nproc_per_node is not None else 1
+    return Check(args.nodes, args.rdzv_endpoint, nproc, args.limit_s, args.bad_nodes)
 
 
 def problems_of(facts: Facts) -> list[str]:

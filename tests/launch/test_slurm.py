@@ -55,7 +55,8 @@ def test_a_job_that_fails_or_comes_near_its_time_limit_is_queued_again_and_resum
     assert b"\0PREPARED=yes\0" in environment
     assert b"\0WRAPPED=yes\0" in environment
     logs = slurm.folder / f"triaxial-{number}"
-    assert ["torch" in path.read_text() for path in logs.glob("preflight*.log")] == [True, True]
+    preflight = [path.read_text() for path in logs.glob("preflight*.log")]
+    assert ["\nall-reduce: 2 ranks on 2 nodes (gloo), " in text for text in preflight] == [True, True]
     kill_rank_1(file)
     wait_for(lambda: slurm.job(number)["Restarts"] == "1", what="the requeue after the failure", slurm=slurm)
     wait_for(lambda: starts_of(slurm.folder / "run") == 2, what="the first step of the second start", slurm=slurm)
@@ -126,16 +127,28 @@ def ended(slurm: Slurm, number: str) -> Callable[[], bool]:
     return lambda: slurm.job(number)["JobState"] in ("COMPLETED", "FAILED", "NODE_FAIL")
 
 
+BAD_SET_UPS = {
+    "a module is missing": ('echo "no such module"; [[ $SLURMD_NODENAME != n2 ]]', "no training: "),
+    "the network interface is another": (
+        'echo "no such module"; [[ $SLURMD_NODENAME != n2 ]] || export GLOO_SOCKET_IFNAME=nowhere',
+        "node n2: rank 1 failed at phase 'loop back': ",
+    ),
+}
+
+
 @pytest.mark.timeout(300)
-def test_a_bad_node_is_named_before_any_rank_starts(slurm, tiny_corpus):
+@pytest.mark.parametrize(("text", "reason"), BAD_SET_UPS.values(), ids=BAD_SET_UPS)
+def test_a_bad_node_is_named_before_any_rank_starts(slurm, tiny_corpus, text, reason):
     setup = slurm.folder / "bad.sh"
-    setup.write_text('echo "no such module"; [[ $SLURMD_NODENAME != n2 ]]\n')
-    number = submit(slurm, "bad_node", recipe(tiny_corpus, slurm.folder, steps=100), TRIAXIAL_SETUP=str(setup))
+    setup.write_text(text + "\n")
+    settings = {"TRIAXIAL_SETUP": str(setup), "TRIAXIAL_PREFLIGHT_S": "20"}
+    number = submit(slurm, "bad_node", recipe(tiny_corpus, slurm.folder, steps=100), **settings)
     wait_for(ended(slurm, number), what="the end of the job", slurm=slurm)
     assert (slurm.job(number)["JobState"], slurm.job(number)["Restarts"]) == ("FAILED", "0"), slurm.logs()
     said = (slurm.folder / f"triaxial-{number}.out").read_text()
     assert "no training: triaxial doctor or TRIAXIAL_SETUP failed on n2; see" in said
     assert said.endswith("or leave the nodes out: sbatch --exclude=n2\n")
+    assert reason.replace("rank 1", "rank ") in re.sub(r"rank \d", "rank ", said), slurm.logs()
     logs = sorted((slurm.folder / f"triaxial-{number}").glob("preflight*.log"))
     assert ["no such module" in path.read_text() for path in logs] == [True, True]
     assert not (slurm.folder / "bad_node").exists()
