@@ -78,6 +78,7 @@ COMMANDS = {
     "convert": ("launch.commands.convert", "convert a model to or from another library's format"),
     "parity": ("launch.commands.parity", "show that a recipe trains the same model on every layout"),
     "doctor": ("launch.commands.doctor", "show what this machine offers and what would break a run"),
+    "docs": ("launch.commands.docs", "say where the documentation and the batch scripts are, or print a page"),
     "demo": ("launch.commands.demo", "run everything on this machine: pages, tokens, training, evaluation, export"),
 }
 OVERRIDES = """Every key of the recipe can be set here too: --SECTION.KEY VALUE, such as --parallel.tensor 2.
@@ -156,7 +157,9 @@ def _run(given: list[str], *, imports: Callable[[], AbstractContextManager[None]
 def parse(words: Sequence[str], overrides: Sequence[str], *, chosen: str | None) -> argparse.Namespace:
     """Parse the arguments of the command `chosen`. Only its module is imported, to start quickly."""
     parser = _Parser(
-        prog="triaxial", description="Train GPT-3-class language models with tensor, pipeline and data parallelism."
+        prog="triaxial",
+        description="Train GPT-3-class language models with tensor, pipeline and data parallelism.",
+        epilog="`triaxial docs` says where the guides and the Slurm scripts are, and prints them.",
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     check_command(words)

@@ -18,7 +18,8 @@ def wheel(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")  # a build writes into its sources
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "slurm", source / "slurm")
+    for name in ("slurm", "docs"):
+        shutil.copytree(ROOT / name, source / name)
     for name in ("pyproject.toml", "README.md", "LICENSE", "triaxial.py"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w"]
@@ -36,8 +37,9 @@ def test_it_holds_every_module_and_recipe_and_no_tests(wheel):
     assets |= {str(path.relative_to(ROOT)) for path in tables}
     assert modules | recipes | assets | {"triaxial.py"} <= names
     rest = {name for name in names - modules - recipes - assets if ".dist-info/" not in name}
-    scripts = {f"share/triaxial/slurm/{path.name}" for path in (ROOT / "slurm").iterdir()}
-    assert {name.partition(".data/data/")[2] or name for name in rest} == {"triaxial.py"} | scripts
+    files = [path for folder in ("slurm", "docs") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    shipped = {f"share/triaxial/{path.relative_to(ROOT)}" for path in files}
+    assert {name.partition(".data/data/")[2] or name for name in rest} == {"triaxial.py"} | shipped
     assert [name for name in names if name.endswith("licenses/LICENSE")]
 
 
@@ -54,6 +56,10 @@ def test_it_works_outside_the_checkout(wheel, tmp_path):
 
     where = output(sys.executable, "-c", "import triaxial, launch; print(triaxial.__file__, launch.__file__)")
     assert where.split() == [str(tmp_path / "there" / name) for name in ("triaxial.py", "launch/__init__.py")]
-    version = output(sys.executable, "-m", "triaxial", "--version")
+    module = (sys.executable, "-m", "triaxial")
+    version = output(*module, "--version")
     assert output(tmp_path / "there/bin/triaxial", "--version") == version
-    assert "[model]" in output(sys.executable, "-m", "triaxial", "config", "gpt3_125m")
+    assert "[model]" in output(*module, "config", "gpt3_125m")
+    shared = tmp_path / "there" / "share" / "triaxial"
+    assert f"documentation: {shared}/docs\nbatch scripts: {shared}/slurm; " in output(*module, "docs")
+    assert output(*module, "docs", "first_model") == (ROOT / "docs/tutorials/first_model.md").read_text()

@@ -2,13 +2,13 @@
 
 import re
 import shlex
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError
 from launch.config.settings import toml
+from launch.shipped import shipped_folder
 from parallel.layout.config import ParallelConfig
 from parallel.planner.choice.candidates import Candidate
 
@@ -29,22 +29,11 @@ def recipe_text(table: dict[str, Any], chosen: Candidate, *, note: str) -> str:
 
 def sbatch_text(recipe: Path, *, nodes: int, gpus_per_node: int) -> str:
     """The project's Slurm script for this many nodes, with a recipe instead of an argument."""
-    text = _template().read_text(encoding="utf-8")
+    template = shipped_folder("slurm") / "train.sbatch"
+    text = template.read_text(encoding="utf-8")
     for option, value in (("nodes", nodes), ("gpus-per-node", gpus_per_node), ("time", f"{HOURS}:00:00")):
         text, count = re.subn(rf"(?m)^#SBATCH --{option}=.*$", f"#SBATCH --{option}={value}", text)
         if count != 1:
-            raise ConfigError(f"{_template()} is invalid: it needs one line #SBATCH --{option}. Install Triaxial again")
+            raise ConfigError(f"{template} is invalid: it needs one line #SBATCH --{option}. Install Triaxial again")
     given = f'set -- {shlex.quote(str(recipe.absolute()))} "$@" # the planned recipe\n'
     return text.replace("set -u\n", f"set -u\n{given}", 1)
-
-
-def _template() -> Path:
-    """slurm/train.sbatch of the checkout, else of the installed wheel."""
-    checkout = Path(__file__).resolve().parents[2] / "slurm" / "train.sbatch"
-    installed = Path(sys.prefix) / "share" / "triaxial" / "slurm" / "train.sbatch"
-    found = next((path for path in (checkout, installed) if path.is_file()), None)
-    if found is None:
-        raise ConfigError(
-            "--write-sbatch: slurm/train.sbatch is missing from this installation. Install Triaxial again"
-        )
-    return found
