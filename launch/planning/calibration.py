@@ -10,10 +10,10 @@ from launch.config.run_config import RunConfig, from_dict, layout_of, with_defau
 from launch.runs.history import RunHistory, read_history
 from parallel.planner.choice.candidates import PlanRequest, job_of
 from parallel.planner.hardware.tables import Gpu
+from parallel.planner.published.validate import CALIBRATED_SPREAD
 from parallel.planner.step_time.job import Job
 from parallel.planner.step_time.step import step_time
 
-SPREAD = 0.06  # of log(measured / predicted) after one run has scaled it, on published rows
 SAME_PEAK = 0.05  # relative: peaks that differ more are of another device
 MIN_STEPS = 3
 
@@ -60,7 +60,9 @@ def calibrate(directory: Path, request: PlanRequest) -> tuple[PlanRequest, Calib
     measured = float(np.median(times.recent))
     _check_device(history, job, request.cluster.gpu, measured=measured)
     found = Calibration(str(directory), measured, step_time(job, request.cluster, request.stack).seconds)
-    stack = replace(request.stack, name=f"{request.stack.name}, calibrated", scale=found.ratio, spread=SPREAD)
+    stack = replace(
+        request.stack, name=f"{request.stack.name}, calibrated", scale=found.ratio, spread=CALIBRATED_SPREAD
+    )
     return replace(request, stack=stack), found
 
 

@@ -29,7 +29,7 @@ from launch.training.build import build_objective
 from parallel.engines.settings import EngineSettings
 from parallel.planner.choice.candidates import Candidate, PlanRequest, candidate
 from parallel.planner.choice.ranking import GIB, MEMORY_RULE, USABLE, RankedLayout, Ranking, rank_layouts, rank_one
-from parallel.planner.hardware.tables import Hardware, find
+from parallel.planner.hardware.tables import Hardware, find_gpu
 
 Planned = list[tuple[Ranking, list[PlannedLayout]]]
 
@@ -39,7 +39,7 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
     check_amounts(args)
     wanted, deadline_s = option_of(args), parse_deadline(args.deadline)
     calibration: Calibration | None = None
-    request = plan_request(args, config, hardware, find("GPU", wanted.name, hardware.gpus))
+    request = plan_request(args, config, hardware, find_gpu(wanted.name, hardware.gpus))
     if args.calibrate is not None:
         request, calibration = calibrate(args.calibrate, request)
         print(calibration)

@@ -68,18 +68,7 @@ def gpus_here() -> str:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
         raise ConfigError("--here: this machine has no GPU that torch sees. Name the GPUs with --gpus, such as 8xH100")
-    return f"{count}x{short_name(torch.cuda.get_device_name(0))}"
-
-
-def short_name(device: str) -> str:
-    """A GPU's name in the tables from the name that its driver gives, such as NVIDIA H100 80GB HBM3."""
-    words = device.upper()
-    for name in ("H100 NVL", "H100 PCIE", "GB200", "B200", "H200", "H100", "L40S", "MI300X"):
-        if name in words:
-            return name.replace(" ", "-")
-    if "A100" in words:
-        return "A100-40G" if "40GB" in words else "A100-80G"
-    return device
+    return f"{count}x{torch.cuda.get_device_name(0)}"
 
 
 def plan_request(args: argparse.Namespace, config: RunConfig, hardware: Hardware, gpu: Gpu) -> PlanRequest:

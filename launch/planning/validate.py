@@ -11,6 +11,7 @@ from parallel.planner.hardware.tables import Hardware
 from parallel.planner.published.rows import published_runs, read_rows
 from parallel.planner.published.validate import (
     Comparison,
+    calibrated_coverage,
     calibrated_errors,
     compare,
     coverage,
@@ -35,10 +36,10 @@ def validate(path: Path, hardware: Hardware) -> tuple[list[str], dict[str, Any]]
     tau = kendall_tau(comparisons)
     lines.append(f"blind: {blind.count} rows, median {blind.median:.1%}, 90th percentile {blind.p90:.1%}")
     if after:
-        known = summary(after)
+        known, inside = summary(after), calibrated_coverage(comparisons)
         lines.append(
             f"calibrated on another row of the same stack, GPU and precision: {known.count} pairs, median "
-            f"{known.median:.1%}, 90th percentile {known.p90:.1%}"
+            f"{known.median:.1%}, 90th percentile {known.p90:.1%}, {inside:.0%} in the interval"
         )
     lines.append(f"in the 90% interval: {coverage(comparisons):.0%}")
     lines.append("Kendall's tau inside families: " + ("no family" if tau is None else f"{tau:.2f}"))
@@ -46,6 +47,7 @@ def validate(path: Path, hardware: Hardware) -> tuple[list[str], dict[str, Any]]
         "blind": asdict(blind),
         "calibrated": asdict(summary(after)) if after else None,
         "coverage": coverage(comparisons),
+        "calibrated_coverage": calibrated_coverage(comparisons),
         "kendall_tau": tau,
         "left_out": left_out,
         "rows": [

@@ -1,6 +1,7 @@
 """GPUs, networks and software stacks, read from TOML tables that a user can extend."""
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 from gpt.errors import ConfigError, did_you_mean, file_error
 
 T = TypeVar("T")
-SUSTAINED = 0.81  # share of the best speed of products that training sustains; fitted once for all GPUs
+SUSTAINED = 0.86  # share of the best speed of products that training sustains at the power limit of H100 and later
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Gpu:
     peak_fp8: float | None = None
     best_fp8: float | None = None
     power: float = 1.0
+    sustained: float = SUSTAINED
     watts: float | None = None
     names: tuple[str, ...] = ()
 
@@ -37,8 +39,8 @@ class Gpu:
         if precision == "fp8":
             if self.peak_fp8 is None or self.best_fp8 is None:
                 raise ConfigError(f"precision fp8 on {self.name} is invalid: this GPU has no fp8. Use bf16")
-            return self.peak_fp8 * self.best_fp8 * SUSTAINED * self.power * 1e12
-        return self.peak * self.best * SUSTAINED * self.power * 1e12 / (8 if precision == "fp32" else 1)
+            return self.peak_fp8 * self.best_fp8 * self.sustained * self.power * 1e12
+        return self.peak * self.best * self.sustained * self.power * 1e12 / (8 if precision == "fp32" else 1)
 
     @property
     def memory_bytes(self) -> int:
@@ -67,13 +69,20 @@ class Stack:
     kernels: float = 1.0
     overhead: float = 1.0
     overlap_tensor: bool = False
-    tensor: float = 0.58
+    tensor: float = 0.60
     tensor_overlapped: float = 0.33
     data: float = 0.23
     pipeline: float = 0.83
     gradient_bytes: int = 4
+    all_reduces: bool = False
+    attention_speed: float = 1.0
+    whole_recompute: bool = False
+    tensor_messages: float = 4.0
+    gathered_logits: bool = False
+    optimizer_bytes: float = 40.0
+    accumulate_bytes: float = 10.0
     schedule_unknown: str = "interleaved_1f1b"
-    spread: float = 0.10
+    spread: float = 0.062
     scale: float = 1.0
     sources: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
@@ -125,6 +134,24 @@ def find(kind: str, name: str, known: Mapping[str, T]) -> T:
     every = {**{key: key for key in known}, **{a: a for e in known.values() for a in getattr(e, "names", ())}}
     meant = did_you_mean(name.upper(), every) or did_you_mean(name, every) or f"use one of {', '.join(known)}."
     raise ConfigError(f"{kind} '{name}' is unknown: {meant} Add others with --hardware FILE")
+
+
+def find_gpu(name: str, gpus: Mapping[str, Gpu]) -> Gpu:
+    """Return the GPU that a user, a paper or a driver names: "H100", "a100_40gb", "NVIDIA H100 80GB HBM3".
+
+    Words after a known name change nothing, except an A100's 40 GB. ConfigError names the nearest known one.
+    """
+    words = re.sub(r"[\s_]+", "-", name.strip())
+    words = re.sub(r"^((NVIDIA|AMD|INSTINCT|TESLA|DGX|HGX|GEFORCE)-)+", "", words, flags=re.IGNORECASE)
+    if re.match(r"A100(?!\d).*40", words, re.IGNORECASE) and "A100-40G" in gpus:
+        return gpus["A100-40G"]
+    known = {alias: gpu for gpu in gpus.values() for alias in (gpu.name, *gpu.names)}
+    begins = [
+        alias
+        for alias in known
+        if any(re.match(rf"{re.escape(alias)}(?![A-Za-z0-9])", text, re.IGNORECASE) for text in (name.strip(), words))
+    ]
+    return known[max(begins, key=len)] if begins else find("GPU", name, gpus)
 
 
 def _build(kind: type[Any], name: str, table: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import statistics
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -10,17 +11,15 @@ from pathlib import Path
 from gpt.errors import ConfigError, file_error
 from gpt.model.config import ModelConfig
 from parallel.layout.split import balanced_split
-from parallel.planner.hardware.tables import Cluster, Gpu, Hardware, Stack, find
+from parallel.planner.hardware.tables import Cluster, Hardware, Stack, find
+from parallel.planner.published.cluster import UNKNOWN, cluster_of
 from parallel.planner.step_time.job import Job, Recompute
 from parallel.planner.step_time.step import step_time
 
-NEEDED = (
-    *("id", "source", "gpu", "n_gpus", "layers", "hidden", "heads", "ffn", "vocab", "seq"),
-    *("tp", "pp", "dp", "mbs", "gbs", "precision", "metric", "value"),
-)
-TIMED = ("iter_time", "tflops_per_gpu", "tokens_per_s_per_gpu")
-UNKNOWN = ("", "?", "-")
-NODE = 8
+NEEDED = ("id", "gpu", "n_gpus", "layers", "hidden", "heads", "vocab", "seq", "gbs", "metric", "value")
+TIMED = ("iter_time", "tflops_per_gpu", "tokens_per_s_per_gpu", "tokens_per_s", "mfu")
+UNITS = {"ms": 1e-3, "min": 60.0, "h": 3600.0, "%": 0.01, "pflop/s": 1e3, "gflop/s": 1e-3}
+MICRO_BATCH_SIZES = (1, 2, 4, 8)  # tried where a row states none
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,25 @@ class PublishedRun:
     seconds: float
 
     def fastest(self, stack: Stack) -> tuple[Job, float]:
-        """The job that the model finds fastest, with its seconds: publishers tune the settings they do not state."""
-        times = [(step_time(job, self.cluster, stack).seconds, i) for i, job in enumerate(self.jobs)]
-        seconds, index = min(times)
-        return self.jobs[index], seconds
+        """The fastest job and the predicted seconds: their geometric mean over the readings of a doubtful row."""
+        found = self.readings(stack)
+        return min(found, key=lambda each: each[1])[0], math.exp(statistics.mean(math.log(s) for _, s in found))
+
+    def readings(self, stack: Stack) -> list[tuple[Job, float]]:
+        """The fastest job of each kind of recomputation: publishers tune the settings that they do not state."""
+        best: dict[str, tuple[Job, float]] = {}
+        for job in self.jobs:
+            seconds = step_time(job, self.cluster, stack).seconds
+            if job.recompute not in best or seconds < best[job.recompute][1]:
+                best[job.recompute] = (job, seconds)
+        return list(best.values())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file. ConfigError: it cannot be read, or lacks a column."""
+    """Return the rows of a CSV file. ConfigError: it cannot be read, or lacks a column that every row needs."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(file)]
     except OSError as error:
         raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
     except (ValueError, csv.Error) as error:
@@ -67,58 +74,70 @@ def published_runs(rows: list[dict[str, str]], hardware: Hardware) -> tuple[list
             continue
         try:
             runs.append(_run(row, hardware))
-        except (ConfigError, ValueError, TypeError, ZeroDivisionError) as error:
+        except (ConfigError, ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
             left_out.append(f"row {row['id']}: {error}")
     return runs, left_out
 
 
 def _run(row: dict[str, str], hardware: Hardware) -> PublishedRun:
-    gpu = _gpu(row["gpu"], hardware)
+    empty = [key for key in NEEDED if row[key] in UNKNOWN]
+    if empty:
+        raise ConfigError(f"{', '.join(empty)} {'are' if len(empty) > 1 else 'is'} missing")
     stack = stack_of(row, hardware)
-    precision = _precision(row["precision"])
-    words = row.get("note") or ""
-    named = [net for net in hardware.networks.values() if any(word in words for word in net.words)]
-    network = named[0] if named else find("network", row.get("network") or gpu.network, hardware.networks)
-    cluster = Cluster(gpu, network, max(network.node, NODE))
-    jobs = tuple(_jobs(row, stack, precision))
+    jobs = tuple(_jobs(row, stack, _precision(row.get("precision") or "bf16")))
     if not jobs:
         raise ConfigError("no setting of micro-batch and stages fits it")
-    return PublishedRun(row["id"], _source(row["source"]), jobs, cluster, stack, _seconds(row, jobs[0]))
-
-
-def _gpu(name: str, hardware: Hardware) -> Gpu:
-    """The GPU of a row. More words after a known name, such as its memory, change nothing."""
-    known = {alias: gpu for gpu in hardware.gpus.values() for alias in (gpu.name, *gpu.names)}
-    begins = [alias for alias in known if re.match(rf"{re.escape(alias)}(?![A-Za-z0-9])", name, re.IGNORECASE)]
-    return known[max(begins, key=len)] if begins else find("GPU", name, hardware.gpus)
+    cluster = cluster_of(row, hardware)
+    return PublishedRun(
+        row["id"], _source(row.get("source") or ""), jobs, cluster, stack, _seconds(row, jobs[0], cluster)
+    )
 
 
 def _precision(text: str) -> str:
     words = text.lower()
     if "fp4" in words:
         raise ConfigError(f"precision {text} is not modelled. Use rows in bf16, fp16 or fp8")
-    return "fp8" if "fp8" in words else "bf16"
+    return "fp8" if "fp8" in words else "fp32" if words in ("fp32", "float32") else "bf16"
 
 
 def stack_of(row: dict[str, str], hardware: Hardware) -> Stack:
     """The profile that a row names, else the one whose words its source and note contain."""
     if row.get("stack"):
         return find("stack", row["stack"], hardware.stacks)
-    source, note = row["source"].lower(), (row.get("note") or "").lower()
-    fitting = [s for s in hardware.stacks.values() if any(word.lower() in source for word in s.sources)]
+    note = f"{row.get('note') or ''} {row.get('recompute') or ''}".lower()
+    source = row.get("source") or ""  # its work first: the source of a paper may also name a program
+    fitting = _longest(_source(source), hardware) or _longest(source, hardware) or [hardware.stacks["plain"]]
     exact = [s for s in fitting if s.words and any(word in note for word in s.words)]
-    return (exact or fitting)[0]
+    return (exact or [s for s in fitting if not s.words] or fitting)[0]
 
 
-def _split(model: ModelConfig, stages: int, seq_len: int, *, ends: bool) -> tuple[int, ...]:
-    """Blocks of each stage: the same number if it divides. With `ends`, embedding and head count as a block each."""
+def _longest(source: str, hardware: Hardware) -> list[Stack]:
+    """The stacks with the longest word in a source: "Megatron-Bridge" also contains "Megatron"."""
+    lengths = [
+        (max((len(w) for w in s.sources if w.lower() in source.lower()), default=0), s)
+        for s in hardware.stacks.values()
+    ]
+    longest = max(length for length, _ in lengths)
+    return [s for length, s in lengths if length == longest > 0]
+
+
+def _split(model: ModelConfig, stages: int, row: dict[str, str]) -> tuple[int, ...]:
+    """Blocks of each stage: those of the column `split`, else the same number if it divides.
+
+    With "embed|" in the note, embedding and head count as a block each.
+    """
     layers = model.n_layers
-    if ends and stages > 1 and (layers + 2) % stages == 0:
+    if given := row.get("split"):
+        split = tuple(int(n) for n in re.findall(r"\d+", given))
+        if len(split) != stages or sum(split) != layers:
+            raise ConfigError(f"split {given} is invalid: it needs {stages} stages with {layers} layers in all")
+        return split
+    if "embed|" in (row.get("note") or "") and stages > 1 and (layers + 2) % stages == 0:
         each = (layers + 2) // stages
         return (each - 1, *(each,) * (stages - 2), each - 1)
     if layers % stages == 0:
         return (layers // stages,) * stages
-    return balanced_split(model, stages=stages, seq_len=seq_len, recompute=False)
+    return balanced_split(model, stages=stages, seq_len=int(row["seq"]), recompute=False)
 
 
 def _source(text: str) -> str:
@@ -129,11 +148,20 @@ def _source(text: str) -> str:
 
 def _jobs(row: dict[str, str], stack: Stack, precision: str) -> list[Job]:
     model = _model(row)
-    tensor, pipeline, data = (int(row[key]) for key in ("tp", "pp", "dp"))
-    context = _number(row.get("cp"), 1)
+    tensor, pipeline, context = (_number(row.get(key), 1) for key in ("tp", "pp", "cp"))
+    gpus = int(row["n_gpus"])
+    data = _number(row.get("dp"), gpus // (tensor * pipeline * context))
+    if tensor * pipeline * context * data != gpus:
+        raise ConfigError(
+            f"n_gpus = {gpus} is invalid: tp {tensor} x pp {pipeline} x cp {context} x dp {data} is "
+            f"{tensor * pipeline * context * data}"
+        )
     seqs, seq_len = int(row["gbs"]), int(row["seq"])
     per_rank = seqs // data
-    sizes = [int(row["mbs"])] if row["mbs"] not in UNKNOWN else [n for n in (1, 2, 4, 8) if per_rank % n == 0]
+    stated = row.get("mbs") or ""
+    sizes = [int(stated)] if stated not in UNKNOWN else [n for n in MICRO_BATCH_SIZES if per_rank % n == 0]
+    if seqs % data or any(per_rank % size for size in sizes):
+        raise ConfigError(f"gbs = {seqs} is invalid: it must be a multiple of dp {data} x mbs {stated or 1}")
     stages = _stages(row, pipeline, model.n_layers, stack)
     fsdp = "fsdp" in (row.get("opt_shard") or "").lower()
     zero = 3 if fsdp else 0 if (row.get("opt_shard") or "") in ("none", *UNKNOWN) else 1
@@ -145,14 +173,15 @@ def _jobs(row: dict[str, str], stack: Stack, precision: str) -> list[Job]:
         count = per_rank // size
         if per > 1 and count % max(1, count // pipeline):
             continue
-        split = _split(model, pipeline * per, seq_len, ends="embed|" in (row.get("note") or ""))
+        split = _split(model, pipeline * per, row)
         job = Job(model, seq_len, size, count, split, tensor, pipeline, data, context, data, zero, schedule)
         jobs.append(replace(job, recompute=recompute, sequence_parallel=sequence, precision=precision))
     return jobs
 
 
 def _model(row: dict[str, str]) -> ModelConfig:
-    heads, hidden, wide = int(row["heads"]), int(row["hidden"]), int(row["ffn"])
+    heads, hidden = int(row["heads"]), int(row["hidden"])
+    wide = _number(row.get("ffn"), 4 * hidden)
     note = (row.get("note") or "").lower()
     gated = "swiglu" in note or "gated" in note or (wide != 4 * hidden and wide % hidden != 0)
     return ModelConfig(
@@ -181,9 +210,10 @@ def _stages(row: dict[str, str], pipeline: int, layers: int, stack: Stack) -> li
 
 
 def _recompute(row: dict[str, str]) -> tuple[Recompute, ...]:
-    """What is recomputed. A row that says "stated" doubts the statement."""
+    """What is recomputed. A row that says "stated" doubts it: whole-model compilation may drop a part of the work."""
     text = (row.get("recompute") or "").lower()
-    if "stated" in text:
+    eager = "not compiled" in text or "eager" in (row.get("note") or "").lower()
+    if "stated" in text and not eager:
         return "none", "full"
     if "full" in text:
         return ("full",)
@@ -192,25 +222,29 @@ def _recompute(row: dict[str, str]) -> tuple[Recompute, ...]:
     return ("operators",) if "selective" in text else ("none",)
 
 
-def _seconds(row: dict[str, str], job: Job) -> float:
+def _seconds(row: dict[str, str], job: Job, cluster: Cluster) -> float:
     """The measured time of a step. Rates are converted by the row's own convention of FLOPs."""
-    value = float(row["value"])
+    metric, gpus = row["metric"], int(row["n_gpus"])
+    value = float(row["value"].replace(",", "")) * UNITS.get((row.get("unit") or "").lower(), 1.0)
     if not 0 < value < math.inf:
         raise ConfigError(f"value {row['value']} is invalid: must be a number above 0")
-    if row["metric"] == "iter_time":
-        return value / (1000 if (row.get("unit") or "s") == "ms" else 1)
-    gpus = int(row["n_gpus"])
-    if row["metric"] == "tokens_per_s_per_gpu":
-        return job.tokens / (value * gpus)
+    if metric == "iter_time":
+        return value
+    if metric.startswith("tokens_per_s"):
+        return job.tokens / (value * (gpus if metric.endswith("per_gpu") else 1))
+    if metric == "mfu":
+        value *= cluster.gpu.peak * (0.01 if value > 1 else 1.0)
+    return _flops(row, job) / (value * 1e12 * gpus)
+
+
+def _flops(row: dict[str, str], job: Job) -> float:
+    """FLOPs of a step by the row's convention: those of the hardware include the recomputed forward."""
     h, layers, s, v = job.model.d_model, job.model.n_layers, job.seq_len, job.model.padded_vocab_size
-    convention = (row.get("flops_convention") or "model").lower()
-    if "hardware" in convention:
-        flops = 96 * layers * h * h * (1 + s / (6 * h) + v / (16 * layers * h)) * job.tokens
-    elif job.model.activation == "gelu" and job.model.ff_width == 4 * h and job.model.kv_heads == job.model.n_heads:
-        flops = 72 * layers * h * h * (1 + s / (6 * h) + v / (12 * layers * h)) * job.tokens
-    else:
-        flops = job.flops
-    return flops / (value * 1e12 * gpus)
+    if "hardware" in (row.get("flops_convention") or "").lower():
+        return 96 * layers * h * h * (1 + s / (6 * h) + v / (16 * layers * h)) * job.tokens
+    if job.model.activation == "gelu" and job.model.ff_width == 4 * h and job.model.kv_heads == job.model.n_heads:
+        return 72 * layers * h * h * (1 + s / (6 * h) + v / (12 * layers * h)) * job.tokens
+    return job.flops
 
 
 def _number(text: str | None, default: int) -> int:

@@ -10,14 +10,20 @@ from parallel.planner.published.rows import PublishedRun
 from parallel.planner.step_time.job import Job
 from parallel.planner.step_time.step import INTERVAL
 
+CALIBRATED_SPREAD = 0.07  # of log(measured / predicted) after one run has scaled it: on the pairs of published rows
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """One published run and its prediction, in seconds a step."""
+    """One published run and its prediction, in seconds a step.
+
+    `doubt`: half of the log ratio between the slowest and the fastest reading of a doubtful row.
+    """
 
     run: PublishedRun
     job: Job
     predicted: float
+    doubt: float = 0.0
 
     @property
     def error(self) -> float:
@@ -27,7 +33,7 @@ class Comparison:
     @property
     def covered(self) -> bool:
         """Whether the 90% interval of the prediction holds the measured time."""
-        return abs(math.log(self.predicted / self.run.seconds)) <= INTERVAL * self.run.stack.spread
+        return abs(math.log(self.predicted / self.run.seconds)) <= INTERVAL * self.run.stack.spread + self.doubt
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,12 @@ class ErrorSummary:
 
 def compare(runs: Sequence[PublishedRun]) -> list[Comparison]:
     """Predict each run from its row alone."""
-    return [Comparison(run, *run.fastest(run.stack)) for run in runs]
+    found = []
+    for run in runs:
+        seconds = [each for _, each in run.readings(run.stack)]
+        doubt = math.log(max(seconds) / min(seconds)) / 2
+        found.append(Comparison(run, *run.fastest(run.stack), doubt=doubt))
+    return found
 
 
 def summary(errors: Sequence[float]) -> ErrorSummary:
@@ -58,6 +69,13 @@ def calibrated_errors(comparisons: Sequence[Comparison]) -> list[float]:
         groups.setdefault((run.stack.name, run.cluster.gpu.name, each.job.precision), []).append(each)
     pairs = (pair for group in groups.values() for pair in itertools.permutations(group, 2))
     return [other.predicted * known.run.seconds / known.predicted / other.run.seconds - 1 for known, other in pairs]
+
+
+def calibrated_coverage(comparisons: Sequence[Comparison]) -> float | None:
+    """Share of the pairs of `calibrated_errors` in the 90% interval of a calibrated plan; None without pairs."""
+    errors = calibrated_errors(comparisons)
+    inside = [abs(math.log(1 + error)) <= INTERVAL * CALIBRATED_SPREAD for error in errors]
+    return sum(inside) / len(inside) if inside else None
 
 
 def coverage(comparisons: Sequence[Comparison]) -> float:

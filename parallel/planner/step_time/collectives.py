@@ -37,7 +37,7 @@ def all_gather_s(nbytes: float, among: RankGroup, cluster: Cluster) -> float:
         return 0.0
     link, net = cluster.gpu.link_gb_per_s * 1e9, cluster.network.gb_per_s * 1e9
     speed = link if among.nodes == 1 else min(link, net * among.per_node)
-    latency = LATENCY_S + (cluster.network.latency_us * 1e-6 * math.log2(among.nodes) if among.nodes > 1 else 0.0)
+    latency = LATENCY_S + cluster.network.latency_us * 1e-6 * (among.nodes - 1)
     wire = nbytes * (among.ranks - 1) / among.ranks / speed
     return latency / 2 + wire + math.sqrt(wire * RAMP_S)
 

@@ -9,7 +9,7 @@ from parallel.planner.step_time.job import Job
 
 # A product of M x K by K x N loses speed if a side is short: its time grows by the factor 1 + K0/K + N0/N + M0/M.
 SHORT_K, SHORT_N, SHORT_M = 215, 213, 171
-MEMORY_SHARE = 0.74  # of the memory bandwidth that elementwise kernels reach
+MEMORY_SHARE = 0.78  # of the memory bandwidth that elementwise kernels reach
 BYTES_HIDDEN, BYTES_WIDE, BYTES_HEADS = (
     22,
     4.5,
@@ -59,27 +59,40 @@ def block_s(job: Job, cluster: Cluster, stack: Stack) -> tuple[Seconds, Seconds]
     scores, again = _attention_s(job, cluster, stack)
     moved = _elementwise_bytes(job) / (cluster.gpu.memory_gb_per_s * 1e9 * MEMORY_SHARE) * stack.kernels
     messages = _tensor_s(job, cluster, stack)
+    skipped = 0.0 if stack.whole_recompute else product_s(rows, *shapes[-1], speed) + messages / stack.tensor_messages
     forward = Seconds(once, scores, moved, messages)
     repeated = {
         "none": 0.0,
         "attention": scores,
         "elementwise": moved + messages / 2,
         "operators": OPERATORS_SHARE * forward.total,
-        "full": forward.total,
+        "full": forward.total - skipped,
     }[job.recompute]
-    return forward, Seconds(back, again, 2 * moved, messages, repeated)
+    summed = accumulation_s(job.model.block_parameters / job.tensor, job, cluster, stack)
+    return forward, Seconds(back, again, 2 * moved + summed, messages, repeated)
 
 
-def head_s(job: Job, cluster: Cluster) -> tuple[Seconds, Seconds]:
+def accumulation_s(weights: float, job: Job, cluster: Cluster, stack: Stack) -> float:
+    """Seconds in which a micro-batch adds the gradients of `weights` to the sum of the step."""
+    if job.micro_batches == 1:
+        return 0.0
+    held = weights / (job.shard if job.zero >= 2 else 1)
+    return stack.accumulate_bytes * held / (cluster.gpu.memory_gb_per_s * 1e9 * MEMORY_SHARE)
+
+
+def head_s(job: Job, cluster: Cluster, stack: Stack) -> tuple[Seconds, Seconds]:
     """Seconds of forward and backward of the head with its loss. Its products stay in bf16."""
     precision = "bf16" if job.precision == "fp8" else job.precision
     speed = cluster.gpu.product_flops_per_s(precision)
     rows, width, vocab = job.rows, job.model.d_model, job.model.padded_vocab_size / job.tensor
-    moved = 10 * rows * vocab / (cluster.gpu.memory_gb_per_s * 1e9 * MEMORY_SHARE)
+    own = job.model.padded_vocab_size if stack.gathered_logits else vocab  # columns that the loss of a rank reads
+    moved = 10 * rows * own / (cluster.gpu.memory_gb_per_s * 1e9 * MEMORY_SHARE)
+    whole = 2 * rows * job.model.padded_vocab_size if stack.gathered_logits else 0.0
+    gathered = all_gather_s(whole, group(cluster, job.tensor, stride=1), cluster)
     back = product_s(rows, width, vocab, speed) + product_s(width, vocab, rows, speed)
     return (
-        Seconds(product_s(rows, vocab, width, speed), 0.0, moved / 2),
-        Seconds(back, 0.0, moved / 2),
+        Seconds(product_s(rows, vocab, width, speed), 0.0, moved / 2, gathered),
+        Seconds(back, 0.0, moved / 2 + accumulation_s(width * vocab, job, cluster, stack)),
     )
 
 
@@ -100,7 +113,8 @@ def _attention_s(job: Job, cluster: Cluster, stack: Stack) -> tuple[float, float
     flops = 4 * rows * job.seq_len * model.d_model / job.tensor
     if stack.attention == "fused":
         precision = "fp32" if job.precision == "fp32" else "bf16"
-        speed = gpu.peak * gpu.attention * gpu.power * 1e12 / (8 if precision == "fp32" else 1)
+        speed = gpu.peak * gpu.attention * stack.attention_speed * gpu.power * 1e12
+        speed /= 8 if precision == "fp32" else 1
         return flops / 2 / speed, 2.5 * flops / 2 / speed
     speed = gpu.product_flops_per_s("bf16")
     scores = rows * job.seq_len * model.n_heads / job.tensor
@@ -125,4 +139,4 @@ def _tensor_s(job: Job, cluster: Cluster, stack: Stack) -> float:
     share = stack.tensor_overlapped if stack.overlap_tensor and job.sequence_parallel else stack.tensor
     kv = 2 * job.seq_len * job.micro_batch_size * job.model.kv_heads * job.model.d_head / job.tensor * 2
     ring = all_gather_s(kv, group(cluster, job.context, stride=job.tensor), cluster)
-    return 4 * each * share + ring * share
+    return stack.tensor_messages * each * share + ring * share

@@ -9,7 +9,6 @@ from parallel.planner.step_time.job import Job
 from parallel.planner.step_time.kernels import Seconds, block_s, head_s
 from parallel.planner.step_time.schedules import StageTimes, step_makespan
 
-OPTIMIZER_BYTES = 40  # of AdamW for each parameter of a rank's shard, read and written
 INTERVAL = 1.645  # standard deviations: 90% of a normal distribution
 
 
@@ -70,7 +69,7 @@ def step_time(job: Job, cluster: Cluster, stack: Stack, *, simulate: bool = True
     gathers = job.micro_batches * sum(gathers_f[i] + gathers_b[i] for i in own)
     pipeline = job.micro_batches * 2 * waits * len(own)
     data = _data_s(job, cluster, stack)
-    optimizer = _optimizer_s(job, cluster)
+    optimizer = _optimizer_s(job, cluster, stack)
     span = max(span, busy.total + gathers + pipeline)
     parts = {
         **{name: getattr(busy, name) for name in ("products", "attention", "elementwise", "recompute", "tensor")},
@@ -86,7 +85,7 @@ def step_time(job: Job, cluster: Cluster, stack: Stack, *, simulate: bool = True
 
 def _stages(job: Job, cluster: Cluster, stack: Stack) -> tuple[list[Seconds], list[Seconds]]:
     forward, backward = block_s(job, cluster, stack)
-    head_forward, head_backward = head_s(job, cluster)
+    head_forward, head_backward = head_s(job, cluster, stack)
     ups, downs = [forward.times(n) for n in job.split], [backward.times(n) for n in job.split]
     ups[-1] += head_forward
     downs[-1] += head_backward
@@ -135,10 +134,19 @@ def _data_s(job: Job, cluster: Cluster, stack: Stack) -> float:
     copies = group(cluster, replicas, stride=job.tensor * shard)
     reduced = weights * stack.gradient_bytes
     across = 2 * all_gather_s(reduced / shard, copies, cluster)
-    once = all_gather_s(reduced, among, cluster) if job.zero < 2 else 0.0
+    once = all_gather_s(reduced, among, cluster) * (2 if stack.all_reduces else 1) if job.zero < 2 else 0.0
     if job.zero < 3:
         once += all_gather_s(weights * 2, among, cluster)
-    return (once + across) * stack.data
+    return (once + across) * stack.data + _tied_s(job, cluster, stack)
+
+
+def _tied_s(job: Job, cluster: Cluster, stack: Stack) -> float:
+    """Seconds in which the first and the last stage sum the gradients of their tied embedding. Nothing overlaps it."""
+    if not job.model.tied or job.rank_of(len(job.split) - 1) == 0:
+        return 0.0
+    shared = job.model.padded_vocab_size * job.model.d_model / job.tensor * stack.gradient_bytes
+    pair = group(cluster, 2, stride=job.tensor * job.context * job.data * (job.pipeline - 1))
+    return 2 * all_gather_s(shared, pair, cluster)
 
 
 def _exposed_gathers(
@@ -166,6 +174,6 @@ def _exposed_gathers(
     return ups, downs
 
 
-def _optimizer_s(job: Job, cluster: Cluster) -> float:
+def _optimizer_s(job: Job, cluster: Cluster, stack: Stack) -> float:
     shard, _ = _data_groups(job)
-    return OPTIMIZER_BYTES * rank_parameters(job) / shard / (cluster.gpu.memory_gb_per_s * 1e9)
+    return stack.optimizer_bytes * rank_parameters(job) / shard / (cluster.gpu.memory_gb_per_s * 1e9)

@@ -7,10 +7,11 @@ import pytest
 
 from gpt.errors import ConfigError
 from launch.config.run_config import as_dict, read_run_config
-from launch.planning.calibration import SPREAD, calibrate
+from launch.planning.calibration import calibrate
 from parallel.planner.choice.candidates import PlanRequest, candidate
 from parallel.planner.choice.ranking import rank_one
 from parallel.planner.hardware.tables import Cluster, read_hardware
+from parallel.planner.published.validate import CALIBRATED_SPREAD
 
 HARDWARE = read_hardware()
 CLUSTER = Cluster(HARDWARE.gpus["H100"], HARDWARE.networks["400G"], 8)
@@ -51,7 +52,7 @@ def test_a_run_scales_the_stack(run):
     after = rank_one(scaled, each).time
     assert after.seconds == pytest.approx(1.2 * predicted)
     assert sum(after.parts.values()) == pytest.approx(after.seconds)
-    assert scaled.stack.spread == SPREAD
+    assert scaled.stack.spread == CALIBRATED_SPREAD
     assert "ratio 1.200" in str(found)
 
 

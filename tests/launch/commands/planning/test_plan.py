@@ -9,7 +9,7 @@ import pytest
 
 from launch.config.run_config import layout_of, read_run_config
 from launch.main import main
-from launch.planning.plan_request import parse_deadline, parse_gpus, short_name
+from launch.planning.plan_request import parse_deadline, parse_gpus
 from parallel.planner import published
 
 ROWS = Path(published.__file__).parent / "runs.csv"
@@ -101,5 +101,3 @@ def test_faults_take_one_line(words, message, capsys):
 def test_forms_of_numbers():
     assert parse_gpus("64..300xH100").counts == (64, 128, 256)
     assert parse_deadline("2w") == 14 * 86_400
-    assert short_name("NVIDIA H100 80GB HBM3") == "H100"
-    assert short_name("NVIDIA A100-SXM4-40GB") == "A100-40G"

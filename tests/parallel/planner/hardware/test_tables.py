@@ -3,7 +3,7 @@
 import pytest
 
 from gpt.errors import ConfigError
-from parallel.planner.hardware.tables import find, read_hardware
+from parallel.planner.hardware.tables import find, find_gpu, read_hardware
 
 
 def test_the_shipped_tables():
@@ -45,3 +45,21 @@ def test_a_user_extends_the_tables(tmp_path):
             read_hardware(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_hardware(tmp_path / "none.toml")
+
+
+def test_gpus_by_the_names_of_drivers_and_papers():
+    gpus = read_hardware().gpus
+    names = {
+        "NVIDIA H100 80GB HBM3": "H100",
+        "NVIDIA A100-SXM4-40GB": "A100-40G",
+        "a100_80gb": "A100-80G",
+        "DGX-H100": "H100",
+        "H100 PCIe": "H100-PCIe",
+        "NVIDIA H100 NVL": "H100-NVL",
+        "AMD Instinct MI300X": "MI300X",
+        "GB200 NVL72": "GB200",
+        "H100-96G(500W,HBM2e)": "H100-500W",
+    }
+    assert {name: find_gpu(name, gpus).name for name in names} == names
+    with pytest.raises(ConfigError, match="GPU 'H1000' is unknown: did you mean"):
+        find_gpu("H1000", gpus)

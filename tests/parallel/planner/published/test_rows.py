@@ -3,7 +3,7 @@
 import pytest
 
 from parallel.planner.hardware.tables import read_hardware
-from parallel.planner.published.rows import published_runs
+from parallel.planner.published.rows import NEEDED, published_runs
 
 COLUMNS = (
     "id,source,gpu,n_gpus,layers,hidden,heads,kv_groups,ffn,vocab,tied_emb,seq,tp,pp,vpp,cp,dp,mbs,gbs,recompute,sp,"
@@ -26,11 +26,13 @@ def test_rates_give_the_same_time_as_the_time_itself():
     assert run.seconds == 2
     tokens = run.jobs[0].tokens
     assert tokens == 64 * 2048
-    assert one(metric="tokens_per_s_per_gpu", value=tokens / 2 / 16).seconds == pytest.approx(2)
+    assert one(metric="tokens_per_s_per_gpu", value=f"{tokens / 2 / 16}").seconds == pytest.approx(2)
     model = 72 * 24 * 2048**2 * (1 + 2048 / 6 / 2048 + 51200 / 12 / 24 / 2048) * tokens
-    assert one(metric="tflops_per_gpu", value=model / 2 / 16e12, convention="model").seconds == pytest.approx(2)
+    assert one(metric="tflops_per_gpu", value=f"{model / 2 / 16e12}", convention="model").seconds == pytest.approx(2)
     hardware = 96 * 24 * 2048**2 * (1 + 2048 / 6 / 2048 + 51200 / 16 / 24 / 2048) * tokens
-    assert one(metric="tflops_per_gpu", value=hardware / 2 / 16e12, convention="hardware").seconds == pytest.approx(2)
+    assert one(
+        metric="tflops_per_gpu", value=f"{hardware / 2 / 16e12}", convention="hardware"
+    ).seconds == pytest.approx(2)
 
 
 def test_names_of_gpus_and_precisions():
@@ -55,4 +57,56 @@ def test_unknown_settings_give_all_values_that_fit():
     assert {job.micro_batch_size for job in run.jobs} == {1, 2, 4, 8}
     assert {len(job.split) // job.pipeline for job in run.jobs} == {1, 2, 3, 6}
     assert {job.recompute for job in run.jobs} == {"none", "full"}
-    assert run.fastest(run.stack)[0].recompute == "none"
+    fast, slow = sorted(seconds for _, seconds in run.readings(run.stack))
+    job, seconds = run.fastest(run.stack)
+    assert job.recompute == "none"
+    assert seconds == pytest.approx((fast * slow) ** 0.5)  # doubtful: between the two readings
+    assert [job.recompute for job in one(also={"recompute": "stated full; not compiled"}).jobs] == ["full"]
+
+
+def test_other_units_and_metrics():
+    run = one()
+    tokens, peak = run.jobs[0].tokens, run.cluster.gpu.peak * 1e12
+    assert one(value="2,000", unit="ms").seconds == 2
+    assert one(metric="tokens_per_s", value=f"{tokens / 2}").seconds == pytest.approx(2)
+    mfu = 72 * 24 * 2048**2 * (1 + 2048 / 6 / 2048 + 51200 / 12 / 24 / 2048) * tokens / 2 / 16 / peak
+    for value, unit in ((mfu, ""), (100 * mfu, "%"), (100 * mfu, "")):
+        assert one(metric="mfu", value=f"{value}", unit=unit).seconds == pytest.approx(2)
+
+
+def test_optional_columns_may_be_absent_or_empty():
+    whole = dict(zip(COLUMNS.split(","), VALUES.split(","), strict=True)) | {"metric": "iter_time", "value": "2"}
+    few = {key: whole[key] for key in NEEDED}
+    (run,), left_out = published_runs([few | {"tp": "2", "pp": "4"}], read_hardware())
+    assert left_out == []
+    job = run.jobs[0]
+    assert (job.data, job.model.ff_width, job.precision, run.stack.name) == (2, 8192, "bf16", "plain")
+    wrong = {
+        "vocab, gbs are missing": {"vocab": "", "gbs": "?"},
+        "n_gpus = 17 is invalid: tp 2 x pp 4 x cp 1 x dp 2 is 16": {"n_gpus": "17"},
+        "gbs = 63 is invalid": {"gbs": "63"},
+        "split 12,11 is invalid": {"split": "12,11"},
+        "network 'IBX' is unknown": {"network": "IBX"},
+    }
+    rows = [whole | {"id": words} | change for words, change in wrong.items()]
+    runs, left_out = published_runs([*rows, whole], read_hardware())
+    assert len(runs) == 1
+    assert [words in line for words, line in zip(wrong, left_out, strict=True)] == [True] * len(wrong)
+
+
+def test_uneven_splits_nodes_and_networks():
+    assert one(also={"split": "5;7;7;5", "vpp": "1"}).jobs[0].split == (5, 7, 7, 5)
+    speeds = {
+        "network": {"6.25 GB/s": 6.25, "200 Gb/s": 25, "NDR": 50},
+        "note": {"IB 8x200": 25, "RoCE 1600 Gbps": 25, "OmniPath 4x100": 6.25, "nodes of 4 GPUs, IB 4x400": 50},
+    }
+    for column, texts in speeds.items():
+        for text, speed in texts.items():
+            assert one(also={column: text}).cluster.network.gb_per_s == speed
+    assert one(note="nodes of 4 GPUs").cluster.node == 4
+
+
+def test_a_source_that_names_two_programs():
+    assert one(also={"source": "NVIDIA-NeMo/Megatron-Bridge docs"}).stack.name == "megatron-bridge"
+    assert one(also={"source": "arXiv 2104.04473 Table 1; config: Megatron-LM"}).stack.name == "megatron-2021"
+    assert one(also={"source": "KempnerForge", "note": "eager"}).stack.name == "kempnerforge-eager"

@@ -8,7 +8,7 @@ from gpt.errors import ConfigError
 from parallel.planner import published
 from parallel.planner.hardware.tables import read_hardware
 from parallel.planner.published.rows import published_runs, read_rows
-from parallel.planner.published.validate import calibrated_errors, compare, coverage, kendall_tau, summary
+from parallel.planner.published.validate import calibrated_errors, compare, kendall_tau, summary
 
 ROWS = Path(published.__file__).parent / "runs.csv"
 
@@ -23,13 +23,23 @@ def comparisons():
 def test_errors_on_published_runs_stay_within_the_stated_ones(comparisons):
     assert len(comparisons) == 47
     blind = summary([each.error for each in comparisons])
-    assert blind.median <= 0.06
-    assert blind.p90 <= 0.25
-    assert summary(calibrated_errors(comparisons)).median <= 0.06
-    known = [each for each in comparisons if each.run.source != "KempnerForge"]  # contradicts itself; see the results
-    assert summary([each.error for each in known]).p90 <= 0.15
-    assert summary(calibrated_errors(known)).p90 <= 0.15
-    assert 0.85 <= coverage(comparisons) <= 0.97
+    assert blind.median <= 0.05
+    assert blind.p90 <= 0.15
+    calibrated = summary(calibrated_errors(comparisons))
+    assert calibrated.median <= 0.055
+    assert calibrated.p90 <= 0.15
+
+
+def test_rows_that_gave_no_constant():
+    """Five of six rows of llm_foundry.csv are unseen by `benchmarks/planner_constants.py`."""
+    rows = read_rows(ROWS.with_name("llm_foundry.csv"))
+    runs, left_out = published_runs([row for i, row in enumerate(rows) if i % 6], read_hardware())
+    assert left_out == []
+    found = compare(runs)
+    errors = summary([each.error for each in found])
+    assert errors.count == 177
+    assert errors.median <= 0.05
+    assert errors.p90 <= 0.13
 
 
 def test_layouts_of_one_family_are_ordered_as_measured(comparisons):
