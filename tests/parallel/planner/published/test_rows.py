@@ -94,16 +94,8 @@ def test_optional_columns_may_be_absent_or_empty():
     assert [words in line for words, line in zip(wrong, left_out, strict=True)] == [True] * len(wrong)
 
 
-def test_uneven_splits_nodes_and_networks():
+def test_an_uneven_split():
     assert one(also={"split": "5;7;7;5", "vpp": "1"}).jobs[0].split == (5, 7, 7, 5)
-    speeds = {
-        "network": {"6.25 GB/s": 6.25, "200 Gb/s": 25, "NDR": 50},
-        "note": {"IB 8x200": 25, "RoCE 1600 Gbps": 25, "OmniPath 4x100": 6.25, "nodes of 4 GPUs, IB 4x400": 50},
-    }
-    for column, texts in speeds.items():
-        for text, speed in texts.items():
-            assert one(also={column: text}).cluster.network.gb_per_s == speed
-    assert one(note="nodes of 4 GPUs").cluster.node == 4
 
 
 def test_a_source_that_names_two_programs():
