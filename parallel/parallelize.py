@@ -14,6 +14,7 @@ from gpt.training.objective import NextToken, Objective
 from gpt.training.optimizer import OptimizerConfig, check_patterns
 from parallel.adapters.attach import attach_adapters, choose_trained, hold_base_in_bf16
 from parallel.axes.data_parallel import apply_data_parallel
+from parallel.axes.precision import ARITHMETIC
 from parallel.axes.recomputation import wrap_block
 from parallel.axes.stage import ModelStage
 from parallel.axes.tensor_parallel import allow_asynchronous, apply_tensor_parallel
@@ -78,6 +79,7 @@ def build_unsharded_stage(
         attach_adapters(model, adapter, tensor)
         if parallel.precision == "bf16":
             hold_base_in_bf16(model, adapter)
+    ARITHMETIC[parallel.precision].set_products(model, tensor)
     choose_trained(model, adapter, optimizer)
     if parallel.async_tensor:
         allow_asynchronous(mesh.tensor)

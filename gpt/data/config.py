@@ -66,6 +66,11 @@ class DataConfig:
         check_names([(corpus.name, corpus.path) for corpus in self.train], where="data.train")
         check_names([(corpus.name, corpus.path) for corpus in self.validation], where="data.validation")
 
+    @property
+    def has_segments(self) -> bool:
+        """Whether a row of training data may hold several documents that do not attend to each other."""
+        return self.document_mask or any(self.sampling_of(corpus) != "window" for corpus in self.train)
+
     def sampling_of(self, corpus: CorpusConfig) -> SamplingName:
         """How a corpus is cut into samples."""
         return self.sampling if corpus.sampling is None else corpus.sampling

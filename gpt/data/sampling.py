@@ -168,7 +168,7 @@ def made_up_samples(n: int, config: DataConfig) -> Samples:
     All ids are 0, in the tokens and in every stream. Each sample is one document.
     """
     shape = (n, config.seq_len + 1)
-    segments = config.document_mask or any(config.sampling_of(corpus) != "window" for corpus in config.train)
+    segments = config.has_segments
     names = dict.fromkeys(name for corpus in config.train for name in corpus.streams)
     return Samples(
         np.zeros(shape, dtype=np.int64),

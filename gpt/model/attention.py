@@ -1,29 +1,35 @@
 """Softmax attention over queries, keys and values, by the fastest kernel that the mask and the device allow.
 
+On a GPU, attention_kernels.py gives the order in which torch tries its kernels.
+
 Shapes: b sequences, h heads, k key-value heads, t queries, s keys, e = d_head.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.backends import cuda
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
+from gpt.errors import ConfigError
+from gpt.model.attention_kernels import AttentionKernel, kernels_for
 from gpt.model.cpu_attention import CausalOnCPU
 from gpt.model.masks import AttentionMask, is_segmented
 from gpt.model.segment_attention import segment_attention
 
 Mask = Tensor | AttentionMask | None
-KERNELS = (
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,  # also fp32, and masks that are tensors
-    SDPBackend.MATH,
-)
+BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
@@ -70,16 +76,41 @@ def _shares_heads_on_gpu(q: Tensor, mask: Mask) -> bool:
 
 
 @contextmanager
-def kernel_order(device: torch.device) -> Iterator[None]:
-    """Inside the block, attention on CUDA takes the first of these kernels that accepts its inputs.
+def kernel_order(device: torch.device, kernel: AttentionKernel = "auto") -> Iterator[None]:
+    """Inside the block, attention on CUDA takes the first kernel of `kernels_for` that accepts its inputs.
 
-    FlashAttention comes first: it takes the masks and types of training, and its backward can be deterministic.
+    cuDNN declines under torch's deterministic algorithms; FlashAttention, whose backward can be deterministic, follows.
     """
     if device.type != "cuda":
         yield
         return
-    with sdpa_kernel(list(KERNELS), set_priority=True):
+    order = kernels_for(torch.cuda.get_device_capability(device), kernel)
+    with sdpa_kernel([BACKENDS[name] for name in order], set_priority=True):
         yield
+
+
+def check_kernel_on_gpu(
+    kernel: AttentionKernel, *, device: torch.device, dtype: torch.dtype, heads: tuple[int, int], seq_len: int, e: int
+) -> None:
+    """ConfigError if torch's kernel of this name declines causal attention of these sizes on this GPU.
+
+    `heads`: query heads and key-value heads of a rank; `e`: d_head. The error ends with torch's reason.
+    """
+    if kernel in ("auto", "math"):
+        return
+    q, k = (torch.empty(1, count, seq_len, e, dtype=dtype, device=device, requires_grad=True) for count in heads)
+    inputs = cuda.SDPAParams(q, k, k, None, 0.0, True, heads[0] != heads[1])
+    accepts = {
+        "cudnn": cuda.can_use_cudnn_attention,
+        "flash": cuda.can_use_flash_attention,
+        "efficient": cuda.can_use_efficient_attention,
+    }[kernel]
+    with warnings.catch_warnings(record=True) as reasons:
+        warnings.simplefilter("always")
+        if accepts(inputs, debug=True):
+            return
+    reason = " ".join(str(reasons[-1].message).split("(Triggered")[0].split()) if reasons else "torch gives no reason"
+    raise ConfigError(f'parallel.attention = "{kernel}" is invalid on this GPU: {reason.rstrip(". ")}. Use "auto"')
 
 
 def _as_tensor(mask: Mask, q: Tensor) -> Tensor | None:

@@ -166,6 +166,7 @@ def lines_of(facts: Facts) -> list[tuple[str, str]]:
         ("torch", f"{facts.torch or 'missing'} ({facts.torch_build})"),
         ("cpu", f"{facts.cpu}, {facts.cores} usable cores"),
         *((f"gpu {i}", f"{gpu.name}, {size(gpu.memory_bytes)}") for i, gpu in enumerate(facts.gpus)),
+        *attention_lines(facts),
         *((name, text) for name, text in facts.links.items()),
         ("backends", ", ".join(facts.backends) or "none"),
         ("bf16 on the cpu", facts.bf16_on_cpu),
@@ -198,6 +199,19 @@ def lines_of(facts: Facts) -> list[tuple[str, str]]:
             text += f": {install_command(extra)}" if extra else f": pip install {' '.join(missing)}"
         rows.append((f"extra [{extra}]" if extra else "core packages", text))
     return rows
+
+
+def attention_lines(facts: Facts) -> list[tuple[str, str]]:
+    """The attention kernels that parallel.attention = "auto" tries, for each generation of GPUs here."""
+    if not facts.gpus:
+        return [("attention", "torch's kernel for a CPU; parallel.attention is for GPUs")]
+    from gpt.model.attention_kernels import NAMES, kernels_for
+
+    lines = []
+    for capability in sorted({gpu.capability for gpu in facts.gpus}):
+        order = ", then ".join(NAMES[name] for name in kernels_for(capability))
+        lines.append(("attention", f"{order} (compute capability {capability[0]}.{capability[1]})"))
+    return lines
 
 
 def engine_text(engine: EngineFacts, facts: Facts) -> str:

@@ -10,6 +10,7 @@ from gpt.adapters.config import AdapterConfig, check_adapter
 from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.health.spikes import SpikeConfig
+from gpt.model.attention_kernels import check_kernel
 from gpt.model.config import ModelConfig
 from gpt.telemetry.metrics import MetricsConfig
 from gpt.training.config import (
@@ -100,8 +101,21 @@ class RunConfig:
         check_can_rewind(self.spike, self.checkpoint, step_tokens=self.batch.global_batch_tokens)
         sections = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         check_engine(**sections)
+        check_kernel(
+            self.parallel.attention,
+            half=self.parallel.precision != "fp32",
+            d_head=self.model.d_head,
+            shares_heads=self.model.kv_heads != self.model.n_heads,
+            segments=self.data.has_segments,
+            deterministic=self.run.deterministic,
+        )
         if self.adapter is not None:
             check_adapter(self.model, self.adapter)
+            if self.parallel.precision == "fp8":
+                raise ConfigError(
+                    'parallel.precision = "fp8" with [adapter] is invalid: a frozen base has a third of the products '
+                    'that fp8 shortens. Use parallel.precision = "bf16"'
+                )
             if not self.adapter.save_base and self.run.start_from is None:
                 raise ConfigError(
                     "adapter.save_base = false is invalid without run.start_from: checkpoints must name a base model. "

@@ -27,11 +27,12 @@ MINIMUM = re.compile(r">=\s*([0-9.]+)")
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU; memory in bytes."""
+    """One GPU; memory in bytes. `capability`: its generation as CUDA counts, (9, 0) for an H100."""
 
     name: str
     memory_bytes: int
     bf16: bool
+    capability: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ def torch_facts() -> dict[str, Any]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         with torch.cuda.device(index):
-            gpus.append(Device(properties.name, properties.total_memory, torch.cuda.is_bf16_supported()))
+            bf16, capability = torch.cuda.is_bf16_supported(), (properties.major, properties.minor)
+            gpus.append(Device(properties.name, properties.total_memory, bf16, capability))
     built = {
         "gloo": dist.is_available() and dist.is_gloo_available(),
         "nccl": dist.is_available() and dist.is_nccl_available(),

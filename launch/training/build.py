@@ -243,7 +243,7 @@ def total_peak_flops_per_s(config: RunConfig, environment: ClusterEnvironment, d
     if environment.rank == 0:
         peak = peak_flops_per_s(
             device,
-            bf16=config.parallel.precision == "bf16",
+            bf16=config.parallel.precision != "fp32",
             world_size=environment.world_size,
             local_world_size=environment.local_world_size,
         )

@@ -1,4 +1,7 @@
-"""Peak matrix-product speed of a run's devices: the denominator of model FLOP utilisation (MFU)."""
+"""A run's devices: whether they serve its recipe, and their peak speed.
+
+The peak is the denominator of model FLOP utilisation (MFU).
+"""
 
 import os
 import re
@@ -6,6 +9,14 @@ import time
 from pathlib import Path
 
 import torch
+
+from gpt.errors import ConfigError
+from gpt.model.attention import check_kernel_on_gpu
+from launch.config.run_config import RunConfig
+from parallel.axes.precision import ARITHMETIC
+from parallel.engines.capabilities import check_engine_device
+from parallel.layout.config import Precision
+from parallel.layout.layout import Layout, check_device
 
 # Dense bf16 tensor-core peaks in TFLOP/s, from the makers' data sheets (without sparsity).
 GPU_PEAKS_TFLOPS = {
@@ -45,6 +56,32 @@ GPU_PEAKS_TFLOPS = {
 
 
 _MEASURE_S = 0.5  # for the peak of a CPU
+
+
+def check_hardware(config: RunConfig, layout: Layout, device: torch.device) -> None:
+    """ConfigError if the device cannot run the recipe. Sends nothing."""
+    check_engine_device(config.parallel, device.type)
+    check_device(config.parallel, device.type)
+    if device.type == "cuda":
+        check_capability(config.parallel.precision, torch.cuda.get_device_capability(device))
+        check_kernel_on_gpu(
+            config.parallel.attention,
+            device=device,
+            dtype=torch.float32 if config.parallel.precision == "fp32" else torch.bfloat16,
+            heads=(config.model.n_heads // layout.tensor, -(-config.model.kv_heads // layout.tensor)),
+            seq_len=config.data.seq_len,
+            e=config.model.d_head,
+        )
+
+
+def check_capability(precision: Precision, found: tuple[int, int]) -> None:
+    """ConfigError if a GPU of compute capability `found` lacks the products of this precision."""
+    wanted = ARITHMETIC[precision].capability
+    if found < wanted:
+        raise ConfigError(
+            f'parallel.precision = "{precision}" is invalid on this GPU: it needs compute capability '
+            f'{wanted[0]}.{wanted[1]} or above, and the GPU has {found[0]}.{found[1]}. Use parallel.precision = "bf16"'
+        )
 
 
 def peak_flops_per_s(device: torch.device, *, bf16: bool, world_size: int, local_world_size: int) -> float:

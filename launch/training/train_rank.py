@@ -52,16 +52,16 @@ from launch.training.build import (
     watch_steps,
 )
 from launch.training.checkpoint_space import check_space
+from launch.training.hardware import check_hardware
 from launch.training.local_tier import check_fast_directory, run_identity
 from launch.training.recipe_warnings import recipe_warnings
 from launch.training.resume import RunStart, check_run_directory, find_start, known_restart
 from launch.training.summary import describe, how_it_ended, mark_ending, prepare_run_directory, write_summary
 from parallel.adapters.base import BASE, reference_to
 from parallel.checkpoint.local_tier import discard_all_local
-from parallel.engines.capabilities import check_engine_device
 from parallel.engines.settings import sharding_signature
 from parallel.health.watchdog import LostPeers, lost_peers, watch_rank
-from parallel.layout.layout import Layout, check_device
+from parallel.layout.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def run_rank(
                 join_processes(environment, prepared.device, timeout_s=config.run.collective_timeout_s)
             # In this order: the watchdog's set-up communicates, and NCCL reads its settings at the first communication.
             held.enter_context(deterministic(config.run.deterministic, prepared.device))
-            held.enter_context(kernel_order(prepared.device))
+            held.enter_context(kernel_order(prepared.device, config.parallel.attention))
             error_file, host = environment.error_file, environment.node_name
             watching = watch_rank(config.health, config.run.directory, error_file=error_file, host=host)
             heartbeat = held.enter_context(watching)
@@ -146,8 +146,7 @@ def prepare(
     check_open_files(environment.world_size)
     layout = layout_of(config, environment.world_size)
     device = pick_device(config, environment)
-    check_engine_device(config.parallel, device.type)
-    check_device(config.parallel, device.type)
+    check_hardware(config, layout, device)
     check_objective(config)
     if device.type == "cpu":
         keep_freed_memory()

@@ -7,6 +7,7 @@ import torch
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from gpt.losses.batch import Batch
+from parallel.axes.precision import ARITHMETIC
 from parallel.axes.stage import ModelStage
 from parallel.layout.config import ParallelConfig
 from parallel.layout.mesh import Mesh
@@ -14,7 +15,7 @@ from parallel.layout.mesh import Mesh
 
 def apply_data_parallel(stage: ModelStage, parallel: ParallelConfig, mesh: Mesh) -> None:
     """Wrap a stage in FSDP2, on one rank too: it also keeps fp32 weights behind the bf16 ones that compute."""
-    compute = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
+    compute = ARITHMETIC[parallel.precision].compute
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     # A stage's inputs are tokens, hidden states in the compute dtype, and tensors for the loss, which keep theirs.
     outer = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)

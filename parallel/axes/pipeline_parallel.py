@@ -20,6 +20,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, Pipeli
 
 from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
+from parallel.axes.precision import ARITHMETIC
 from parallel.axes.sharded_stage import HiddenFSDP, ShardedStage
 from parallel.axes.stage import ModelStage
 from parallel.layout.config import ParallelConfig
@@ -43,7 +44,7 @@ class Pipeline:
         self.mesh = mesh
         self.schedule = parallel.schedule
         self.zero_stage = parallel.zero_stage
-        self.dtype = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
+        self.dtype = ARITHMETIC[parallel.precision].compute
         # DualPipeV splits some backward passes. Compiled or recomputed blocks cannot be split, so it splits none.
         self.whole_backward = parallel.schedule == "dualpipev" and (parallel.compile or parallel.recompute != "none")
         self.last = mesh.layout.stages - 1

@@ -17,12 +17,13 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from gpt.model.segment_attention import segment_attention
+from parallel.axes.fp8 import PROJECTIONS
 from parallel.layout.config import ParallelConfig
 
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 
 aten = torch.ops.aten
-_PRODUCTS = (aten.mm.default, aten.addmm.default)
+_PRODUCTS = (aten.mm.default, aten.addmm.default, aten._scaled_mm.default)
 _ATTENTION = (
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,
@@ -31,7 +32,7 @@ _ATTENTION = (
     segment_attention._opoverload,
 )
 _REDUCE_SCATTER = torch.ops._c10d_functional.reduce_scatter_tensor.default
-_PROJECTIONS = ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate", "mlp.up", "mlp.down")
+_SCALES = torch.ops._c10d_functional.all_reduce.default  # fp8's largest elements: a few bytes, not sent again
 _REDUCED = ("attention.out", "mlp.down")  # on tensor ranks a reduce-scatter follows each
 
 
@@ -45,9 +46,9 @@ def wrap_block(block: nn.Module, parallel: ParallelConfig) -> nn.Module:
         contexts = partial(_keep_products, products_of(block), parallel.tensor)
         block = checkpoint_wrapper(block, preserve_rng_state=False, context_fn=contexts)
     if parallel.compile:
-        # DTensors in blocks needed one graph per batch shape. The plain tensors of today may not.
+        # Static shapes: steps have one, and code for a known shape is faster. Another shape is compiled for itself.
         options: dict[str, Any] | None = {"_micro_pipeline_tp": True} if parallel.async_tensor else None
-        block.compile(dynamic=False if parallel.tensor > 1 else None, options=options)
+        block.compile(dynamic=False, options=options)
     if parallel.recompute == "full":
         block = checkpoint_wrapper(block, preserve_rng_state=False)
     return block
@@ -60,7 +61,7 @@ def products_of(block: nn.Module) -> list[str]:
     """
     modules = dict(block.named_modules())
     products = []
-    for path in _PROJECTIONS:
+    for path in PROJECTIONS:
         if path in modules:
             products.append(path)
             if hasattr(modules[path], "adapter"):
@@ -98,7 +99,7 @@ def _policy(products: set[int], reduced: set[int]) -> Callable[..., CheckpointPo
         elif op is _REDUCE_SCATTER:
             keep = next(numbers[context.is_recompute]["reduced"]) in reduced
         else:
-            keep = op in _ATTENTION
+            keep = op in _ATTENTION or op is _SCALES
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
     return policy

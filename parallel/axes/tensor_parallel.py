@@ -13,6 +13,7 @@ see KeyValueProjection.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT, Block, Embedding
 from gpt.model.heads import VocabularyHead
 from parallel.axes.sequence_shards import TensorRanks, tensor_ranks
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, weight, bias) -> x @ weight.T + bias
 
 
 class VocabularyEmbedding(nn.Module):
@@ -62,11 +65,12 @@ class RowLinear(nn.Module):
         self.weight = _distributed(whole.weight, mesh, Shard(1))
         self.bias = None if whole.bias is None else _distributed(whole.bias, mesh, Replicate())
         self.ranks = tensor_ranks(mesh)
+        self.product: Product = nn.functional.linear
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t/tp, d) from (b, t, k/tp)."""
         bias = None if self.bias is None else self.bias / self.ranks.size  # every rank adds its part before the sum
-        return self.ranks.reduced(nn.functional.linear(x, self.weight, bias))
+        return self.ranks.reduced(self.product(x, self.weight, bias))
 
 
 class KeyValueProjection(nn.Module):
@@ -85,11 +89,12 @@ class KeyValueProjection(nn.Module):
         first, last = heads[0], heads[-1]
         self.rows = slice(first * self.d_head, (last + 1) * self.d_head)  # of the weight
         self.repeats = [heads.count(head) for head in range(first, last + 1)]
+        self.product: Product = nn.functional.linear
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, m * d_head) from (b, t, d). This rank's queries share the m heads evenly."""
         bias = None if self.bias is None else self.bias[self.rows]
-        return self.repeated(nn.functional.linear(x, self.weight[self.rows], bias))
+        return self.repeated(self.product(x, self.weight[self.rows], bias))
 
     def repeated(self, y: Tensor) -> Tensor:
         """The heads of `rows` as this rank's queries need them; see repeat_heads."""

@@ -92,6 +92,7 @@ DEEPSPEED = EngineCapabilities(
         EngineRule("parallel.offload", (False,), "offload is for a data axis alone", when=PIPELINE),
         EngineRule("optimizer.frozen", ((),), "a stage without a trained parameter has no optimizer", when=PIPELINE),
         EngineRule("parallel.compile", (False,), "compiled blocks under ZeRO's hooks are not proven equal"),
+        EngineRule("parallel.precision", ("bf16", "fp32"), "fp8 products under ZeRO's hooks are not proven equal"),
         EngineRule("adapter.kind", (None,), "ZeRO's flat tensors of adapters are not proven equal"),
         EngineRule(
             "parallel.recompute",
@@ -120,7 +121,9 @@ MEGATRON = EngineCapabilities(
         ),
         EngineRule("parallel.offload", (False,), "the engine keeps optimizer states on the device"),
         EngineRule("parallel.compile", (False,), "Megatron-core has its own fused layers"),
+        EngineRule("parallel.precision", ("bf16", "fp32"), "Transformer Engine's fp8 is not set up"),
         EngineRule("parallel.async_tensor", (False,), "Megatron-core has its own tensor parallelism"),
+        EngineRule("parallel.attention", ("auto",), "Megatron-core has its own attention"),
         EngineRule("objective.kind", ("next_token",), "Megatron's GPTModel predicts the next token"),
         EngineRule("data.sampling", ("window",), "Megatron's attention is causal over the whole sequence"),
         EngineRule("data.document_mask", (False,), "Megatron's attention is causal over the whole sequence"),

@@ -28,6 +28,7 @@ from parallel.axes.gradients import (
 )
 from parallel.axes.initialisation import initialise_shards
 from parallel.axes.pipeline_parallel import Pipeline
+from parallel.axes.precision import ARITHMETIC
 from parallel.axes.stage import canonical_parameters
 from parallel.engines.capabilities import NATIVE
 from parallel.engines.checkpoints import open_checkpoints
@@ -197,7 +198,7 @@ class NativeEngine:
         if not free:
             for module in self._sharded_modules():
                 module.unshard()
-        dtype = torch.bfloat16 if settings.parallel.precision == "bf16" else torch.float32
+        dtype = ARITHMETIC[settings.parallel.precision].compute
         with torch.compiler.set_stance("force_eager"):
             yield DistributedModel(
                 stages_for_inference(

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt.errors import ConfigError
+from gpt.model.attention_kernels import AttentionKernel
 from gpt.training.schedule import BatchRamp, constant_batch
 
 EngineName = Literal["native", "deepspeed", "megatron"]
+Precision = Literal["bf16", "fp32", "fp8"]
 Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"]
 
 V_SHAPED = ("zbv_zero_bubble", "dualpipev")  # each rank holds two stages: one on the way down, one on the way up
@@ -41,10 +43,17 @@ class ParallelConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: none, all but the outputs of matrix products and attention, or
     all."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """The type of the computation. Weights and optimizer are kept in fp32."""
+    precision: Precision = "bf16"
+    """The type of the computation. Weights and optimizer are kept in fp32. fp8 is for the matrix products of blocks, in
+    training; all else, with the head, the embedding and evaluation, stays in bf16. It needs compute capability 8.9."""
+    fp8_min_width: int = 2048
+    """The smallest model.d_model that precision = "fp8" accepts: rounding to fp8 costs narrower models more time than
+    their products gain."""
+    attention: AttentionKernel = "auto"
+    """The attention kernel on a GPU. `auto` takes cuDNN first on Hopper and data-centre Blackwell, FlashAttention on
+    others. `efficient` is torch's memory-efficient kernel, `math` plain products. Documents take FlexAttention."""
     compile: bool = False
-    """Compile each block with torch.compile."""
+    """Compile each block with torch.compile, for the shape of a micro-batch. Later steps compile nothing."""
     offload: bool = False
     """Keep the shards of weights, gradients and optimizer in host memory and update them there."""
     async_tensor: bool = False

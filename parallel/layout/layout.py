@@ -1,11 +1,13 @@
 """Arrange the processes of a run in three dimensions, by the rules that an arrangement must obey."""
 
+import json
 from dataclasses import dataclass
 
 from gpt.errors import ConfigError, either, nearest, nearest_divisors, nearest_multiples
 from gpt.model.config import ModelConfig
 from parallel.layout.batch_rules import micro_batches_per_step
 from parallel.layout.config import V_SHAPED, BatchConfig, ParallelConfig
+from parallel.layout.fp8_rules import check_fp8
 from parallel.layout.pipeline_rules import check_pipeline, stages_per_rank
 from parallel.layout.split import balanced_split, check_split
 
@@ -73,6 +75,7 @@ def resolve_layout(
     shard = _shard_size(parallel, data)
     _check_model(parallel, model, seq_len, restarts_positions=restarts_positions)
     check_pipeline(parallel)
+    check_fp8(parallel, model, micro_batch_tokens=batch.micro_batch_size * seq_len)
     stages = parallel.pipeline * stages_per_rank(parallel)
     if parallel.split is not None:
         split = check_split(parallel.split, model, stages=stages)
@@ -85,12 +88,17 @@ def resolve_layout(
 
 def check_device(parallel: ParallelConfig, device_type: str) -> None:
     """Raise ConfigError if a setting needs CUDA and the device is another."""
-    for key, reason in (
-        ("offload", "on a CPU, weights and optimizer are in host memory already"),
-        ("async_tensor", "it needs CUDA's symmetric memory"),
+    for key, default, reason in (
+        ("offload", False, "on a CPU, weights and optimizer are in host memory already"),
+        ("async_tensor", False, "it needs CUDA's symmetric memory"),
+        ("attention", "auto", "it chooses between the kernels of a GPU"),
     ):
-        if getattr(parallel, key) and device_type != "cuda":
-            raise ConfigError(f"parallel.{key} = true with device '{device_type}' is invalid: {reason}. Use false")
+        value = getattr(parallel, key)
+        if value != default and device_type != "cuda":
+            raise ConfigError(
+                f"parallel.{key} = {json.dumps(value)} with device '{device_type}' is invalid: {reason}. Use "
+                f"{json.dumps(default)}"
+            )
 
 
 def _data_size(parallel: ParallelConfig, world_size: int) -> int:

@@ -10,14 +10,14 @@ from typing import Any, Literal
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from parallel.engines.capabilities import check_engine, check_engine_device
-from parallel.layout.config import BatchConfig, EngineName, ParallelConfig
+from parallel.layout.config import BatchConfig, EngineName, ParallelConfig, Precision
 from parallel.layout.layout import check_device, resolve_layout
 
 Setting = tuple[str, Any]  # a key of [parallel], and its value
 
 SIZES = ("tensor", "pipeline", "data")
-# engine and precision are the same for all layouts; the other two need a compiler, so only --layout gives them
-NOT_TRIED = ("engine", "precision", "compile", "async_tensor")
+# engine and precision are the same for all layouts. Two need a compiler and one a GPU: only --layout gives these.
+NOT_TRIED = ("engine", "precision", "compile", "async_tensor", "attention")
 # settings without an effect if their axis has size 1
 AXIS_OF = {
     **dict.fromkeys(("schedule", "stages_per_rank", "split"), "pipeline"),
@@ -114,7 +114,7 @@ def choose_layouts(
     processes: int,
     workload: Workload,
     *,
-    precision: Literal["bf16", "fp32"],
+    precision: Precision,
     engine: EngineName,
 ) -> tuple[list[Choice], list[Skipped]]:
     """Return layouts of up to `processes` processes, and the impossible ones with the reason.

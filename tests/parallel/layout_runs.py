@@ -17,6 +17,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -265,7 +266,10 @@ def run_one(run):
     documents = run.get("documents", False)
     gathered = GatheredBlocks(engine) if run.get("count_gathered") else None
     live = LiveMicroBatches(engine) if run.get("count_live") else None
-    result["losses"], result["norms"], result["metrics"] = train(engine, run["steps"], documents=documents)
+    parts = [train(engine, 1, documents=documents)] if engine.settings.parallel.compile else []
+    result["compiled_in_first_step"] = torch._dynamo.utils.counters["stats"]["unique_graphs"] if parts else 0
+    parts.append(train(engine, run["steps"], first_step=len(parts), documents=documents))
+    result["losses"], result["norms"], result["metrics"] = ([*chain(*lists)] for lists in zip(*parts, strict=True))
     if live is not None:
         result["live"] = counted_live(live)
     if engine.settings.parallel.compile:

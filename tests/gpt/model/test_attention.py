@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 
 import gpt.model.cpu_attention
-from gpt.model.attention import KERNELS, attend, kernel_order
+from gpt.errors import ConfigError
+from gpt.model.attention import BACKENDS, attend, check_kernel_on_gpu, kernel_order
 from gpt.model.cpu_attention import causal_backward
 from gpt.model.masks import AttentionMask
 
@@ -95,14 +96,36 @@ def test_shared_heads_equal_repeated_ones():
     torch.testing.assert_close(shared, attend(q, k, v), rtol=1e-5, atol=1e-6)
 
 
-def test_the_order_of_kernels_on_cuda_is_stated():
+@pytest.mark.parametrize(
+    ("capability", "kernel", "order"),
+    [
+        ((8, 0), "auto", ["flash", "cudnn", "efficient", "math"]),
+        ((9, 0), "auto", ["cudnn", "flash", "efficient", "math"]),
+        ((9, 0), "flash", ["flash", "efficient", "math"]),
+    ],
+)
+def test_a_gpus_generation_or_the_recipe_gives_the_order_of_kernels(monkeypatch, capability, kernel, order):
+    """torch reads the order where it chooses a kernel, and none that is left out may run."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     before = torch._C._get_sdp_priority_order()
-    with kernel_order(torch.device("cuda")):
+    with kernel_order(torch.device("cuda"), kernel):
         ordered = [SDPBackend(i) for i in torch._C._get_sdp_priority_order()]
-        assert ordered[: len(KERNELS)] == list(KERNELS)
+        assert ordered[: len(order)] == [BACKENDS[name] for name in order]
+        assert torch.backends.cuda.cudnn_sdp_enabled() == ("cudnn" in order)
+        assert torch.backends.cuda.flash_sdp_enabled() == ("flash" in order)
     assert torch._C._get_sdp_priority_order() == before
-    with kernel_order(torch.device("cpu")):
+    with kernel_order(torch.device("cpu"), kernel):
         assert torch._C._get_sdp_priority_order() == before
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "flash", "efficient"])
+def test_a_kernel_that_torch_declines_is_refused(kernel):
+    """A CPU build declines every kernel of a GPU; a GPU's build gives its reason."""
+    sizes = {"dtype": torch.bfloat16, "heads": (4, 2), "seq_len": 16, "e": 8}
+    with pytest.raises(ConfigError, match=f'parallel.attention = "{kernel}" is invalid on this GPU: .*Use "auto"'):
+        check_kernel_on_gpu(kernel, device=torch.device("cpu"), **sizes)
+    for always in ("auto", "math"):
+        check_kernel_on_gpu(always, device=torch.device("cpu"), **sizes)
 
 
 class SharedHeads(TorchFunctionMode):

@@ -166,3 +166,14 @@ def test_each_engine_has_a_row_with_its_version_or_what_it_lacks(here):
     assert doctor.engine_text(missing, gpu) == f"missing megatron-core: pip install -e '{ROOT}[megatron]'"
     rows = dict(doctor.lines_of(dataclasses.replace(here, engines=(native, OLD))))
     assert rows["engine native"] == "torch 2.13.0, on cpu"
+
+
+def test_the_attention_kernels_of_each_generation_are_shown(here):
+    gpus = (Device("H", 2**36, True, (9, 0)), Device("H", 2**36, True, (9, 0)), Device("A", 2**36, True, (8, 0)))
+    found = [text for name, text in doctor.lines_of(dataclasses.replace(here, gpus=gpus)) if name == "attention"]
+    assert found == [
+        "FlashAttention, then cuDNN, then memory-efficient attention, then plain products (compute capability 8.0)",
+        "cuDNN, then FlashAttention, then memory-efficient attention, then plain products (compute capability 9.0)",
+    ]
+    on_a_cpu = dict(doctor.lines_of(dataclasses.replace(here, gpus=())))["attention"]
+    assert on_a_cpu == "torch's kernel for a CPU; parallel.attention is for GPUs"

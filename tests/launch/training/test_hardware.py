@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from launch.training.hardware import missing_peak, n_cores, peak_flops_per_s
+from gpt.errors import ConfigError
+from launch.training.hardware import check_capability, missing_peak, n_cores, peak_flops_per_s
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,14 @@ def test_a_gpus_peak_comes_from_the_table_times_the_number_of_devices(monkeypatc
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     found = peak_flops_per_s(torch.device("cuda"), bf16=bf16, world_size=16, local_world_size=8)
     assert found == 16 * peak
+
+
+def test_fp8_is_refused_on_gpus_without_it():
+    for capability in ((8, 9), (9, 0), (10, 0)):
+        check_capability("fp8", capability)
+    with pytest.raises(ConfigError, match=r"needs compute capability 8.9 or above, and the GPU has 8.0. Use"):
+        check_capability("fp8", (8, 0))
+    check_capability("bf16", (8, 0))
 
 
 def test_a_gpu_without_a_peak_is_named(monkeypatch):

@@ -50,6 +50,7 @@ def test_a_rank_trains_resumes_and_says_when_nothing_is_left(tiny_corpus, tmp_pa
         (["--model.vocab_size", 100], None, "model.vocab_size = 100 is smaller"),
         (["--parallel.tensor", 2], None, "parallel.tensor"),
         (["--parallel.offload", "true"], None, "parallel.offload"),
+        (["--parallel.attention", "math"], None, "parallel.attention = \"math\" with device 'cpu'"),
         (["--optimizer.frozen", '["embde.*"]'], None, r"optimizer\.frozen\[0\] = 'embde\.\*' is invalid"),
         ([], True, "--resume, but .* contains no checkpoint"),
     ],

@@ -18,6 +18,11 @@ PIPELINE = {"pipeline": 2, "precision": "bf16"}
 MODERN = {"n_kv_heads": 2, "positions": "rope", "norm": "rmsnorm", "activation": "swiglu", "tied": False, "bias": False}
 JOBS = {
     "one process": {"ranks": 1, "parallel": {}, "compare": True},
+    "fp8": {
+        "ranks": 4,
+        "parallel": {"tensor": 2, "precision": "fp8", "fp8_min_width": 64, "zero_stage": 3, "recompute": "selective"},
+        "compare": True,
+    },
     "fp32": {"ranks": 1, "parallel": {"precision": "fp32"}},
     "tensor": {"ranks": 2, "parallel": {"tensor": 2}, "model": MODERN, "compare": True},
     "ZeRO 0": {"ranks": 2, "parallel": {"zero_stage": 0}},
@@ -32,7 +37,7 @@ JOBS = {
     "sft": {"ranks": 2, "parallel": {"tensor": 2}, "objective": {"kind": "sft"}, "document_mask": True},
     "reward": {"ranks": 2, "parallel": PIPELINE, "objective": {"kind": "reward"}, "document_mask": True},
 }
-QUICK = ("one process", "tensor", "ZeRO 3, hybrid", "1f1b", "documents", "reward")  # each new subject once
+QUICK = ("one process", "fp8", "tensor", "ZeRO 3, hybrid", "1f1b", "documents", "reward")  # each new subject once
 THE_WAIT = ["reads from the GPU", "parallel/engines/sums.py:from_tensor"]  # for the sums of the step, once
 
 

@@ -10,7 +10,7 @@ from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import resolve_layout
-from parallel.planner.search import Workload, choose_layouts, fit_micro_batch, layout_text
+from parallel.planner.search import NOT_TRIED, Workload, choose_layouts, fit_micro_batch, layout_text
 
 MODEL = ModelConfig(vocab_size=512, n_ctx=64, n_layers=8, d_model=32, n_heads=8)
 WORKLOAD = Workload(MODEL, BatchConfig(2, 16 * 64), 64, "cuda")
@@ -37,7 +37,7 @@ def test_no_layout_appears_twice_and_none_is_the_reference(chosen):
 def test_every_mode_appears(chosen):
     """The modes come from the type, so a new schedule or kind of recomputation is covered without a change here."""
     for key, hint in typing.get_type_hints(ParallelConfig).items():
-        if typing.get_origin(hint) is typing.Literal and key not in ("engine", "precision"):
+        if typing.get_origin(hint) is typing.Literal and key not in NOT_TRIED:
             assert {getattr(c.parallel, key) for c in chosen[0]} == set(typing.get_args(hint)), key
     assert any(c.parallel.data_shard == 2 and c.parallel.data == 4 for c in chosen[0]), "hybrid"
 
