@@ -13,6 +13,11 @@ See docs/guides/library.md. `python -m triaxial` is the `triaxial` command. This
 import importlib.metadata
 import sys
 
+if __name__ == "__main__":  # before the imports below: most commands start without torch
+    from launch.main import main
+
+    sys.exit(main())
+
 from gpt.errors import ConfigError
 from launch.library.language_model import LanguageModel, load
 from launch.library.reward_model import TrainedReward, load_reward
@@ -30,8 +35,3 @@ __all__ = [
     "prepare",
     "train",
 ]
-
-if __name__ == "__main__":
-    from launch.main import main
-
-    sys.exit(main())

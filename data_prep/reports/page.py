@@ -30,7 +30,9 @@ _TABLES = {
 # Added to the shared style: bars next to a table's rows, and histograms of two series.
 _STYLE = """
 a { color: var(--s0) } body { max-width: 62rem } table { width: 100% }
-td.word { white-space: normal; overflow-wrap: anywhere }
+td.word { white-space: normal; overflow-wrap: break-word; max-width: 20rem }
+.columns div { max-width: 12rem } .labels span { max-width: 12rem }
+@media (max-width: 40rem) { td.bar { min-width: 3rem } }
 .columns { display: flex; align-items: flex-end; gap: 3px; height: 11rem; border-bottom: 1px solid var(--soft) }
 .columns div { flex: 1; display: flex; align-items: flex-end; justify-content: center; gap: 1px; height: 100% }
 .columns i { flex: 1; background: var(--c) } .before { --c: var(--checkpoint) }

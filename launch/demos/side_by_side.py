@@ -69,13 +69,21 @@ def page(prompts: Sequence[str], models: Sequence[Answered]) -> str:
     head = "".join(f"<th class=word>{escape(model.name)}</th>" for model in models)
     rows = "".join(
         f"<tr><td class=text>{escape(prompt)}</td>"
-        + "".join(f"<td class=text>{escape(model.answers[i])} <i>{model.marks[i]:.2f}</i></td>" for model in models)
+        + "".join(
+            f'<td class=text data-name="{escape(model.name)}">{escape(model.answers[i])} '
+            f"<i>{model.marks[i]:.2f}</i></td>"
+            for model in models
+        )
         + "</tr>"
         for i, prompt in enumerate(prompts[:SHOWN])
     )
     style = (
         "<style>td i { color: var(--soft); font-style: normal; font-size: .8rem; background: none; width: auto } "
-        ".scroll { max-height: none }</style>"
+        ".scroll { max-height: none } td.text { min-width: 9rem } "
+        "@media (max-width: 40rem) { tr:first-child { display: none } td, tbody { display: block } "
+        "tr { display: block; padding: .6rem 0; border-top: 1px solid var(--line) } "
+        "td.text:first-child { font-weight: 600 } tr + tr td { border: 0 } "
+        "td[data-name]::before { content: attr(data-name) ': '; color: var(--soft) } }</style>"
     )
     body = (
         f"{style}<h1>One model, before and after instruction</h1><p class=note>{rule} {len(prompts)} prompts that no "

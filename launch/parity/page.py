@@ -14,7 +14,8 @@ _SHOWN_PARAMETERS = 8  # of each layout
 _STYLE = """<style>
 tr.failed td { color: var(--fault) } details { margin: .6rem 0 } summary { cursor: pointer }
 .scroll { max-height: none } table { font-size: .8rem } td, th { padding-right: .7rem } th { white-space: pre-line }
-td.word { white-space: normal; overflow-wrap: anywhere }
+td.word { white-space: normal; overflow-wrap: break-word; min-width: 9rem }
+@media (max-width: 40rem) { figure { overflow-x: auto } figure svg { min-width: 46rem } svg text { font-size: 11px } }
 </style>"""
 
 

@@ -37,7 +37,7 @@ def draw_differences(report: ParityReport) -> str:
         *horizontal_grid(x, y, powers, power_text),
         *bottom_axis(x, y, steps, lambda step: f"{int(step)}"),
         *axis_titles(x, y, across="step", up=f"relative difference of the loss (0 is drawn at {DRAWN_AS_ZERO:g})"),
-        *_line(x, y, names[0], [tolerance] * report.steps, first=1, place=0, colour="ink", dash="none"),
+        *_line(x, y, names[0], [tolerance] * last, first=1, place=0, colour="ink", dash="none", dots=False),
     ]
     styles = itertools.cycle(itertools.product(DASHES, COLOURS))
     for place, ((name, first, differences), (dash, colour)) in enumerate(zip(lines, styles, strict=False), 1):
@@ -47,9 +47,18 @@ def draw_differences(report: ParityReport) -> str:
 
 
 def _line(
-    x: Axis, y: Axis, name: str, differences: list[float], *, first: int, place: int, colour: str, dash: str
+    x: Axis,
+    y: Axis,
+    name: str,
+    differences: list[float],
+    *,
+    first: int,
+    place: int,
+    colour: str,
+    dash: str,
+    dots: bool = True,
 ) -> list[str]:
-    """One line with its dots, from step `first` on, and its row `place` of the legend."""
+    """One line, with a dot at each step, from step `first` on, and its row `place` of the legend."""
     at = x.pixels(first + np.arange(float(len(differences))))
     heights = y.pixels(np.maximum(np.array(differences), DRAWN_AS_ZERO))
     shared = f'class="line {colour}" style="stroke-dasharray:{dash}"'
@@ -59,6 +68,7 @@ def _line(
         *(
             f'<circle class="dot {colour}" cx="{cx:.1f}" cy="{cy:.1f}" r="2"/>'
             for cx, cy in zip(at, heights, strict=True)
+            if dots
         ),
         f'<path {shared} d="M{left} {top}h26"/>',
         f'<text x="{left + 33}" y="{top + 4}">{escape(name)}</text>',

@@ -35,7 +35,7 @@ _STYLE = """<style>
 .steps span { overflow-wrap: anywhere } .steps b { font-variant-numeric: tabular-nums; text-align: right }
 .rest { color: var(--soft) } .curve { max-width: 46rem }
 @media (max-width: 40rem) { .steps { grid-template-columns: 1fr 4.5rem }
-  .steps .share { grid-column: 1 / -1; grid-row: auto } }
+  .steps .share { grid-column: 1 / -1; grid-row: auto } .steps { grid-auto-flow: dense } }
 </style>"""
 
 
@@ -112,7 +112,8 @@ def _plots(planned: Sequence[PlannedLayout], request: PlanRequest) -> str:
         ]
         figures.append(("Cost against days", scatter(cost, label="cost and days")))
     drawn = "".join(f"<figure><figcaption><h3>{t}</h3></figcaption>{svg}</figure>" for t, svg in figures)
-    return f"<h2>Choices</h2><div class=plots>{drawn}</div>"
+    note = "Each point is a layout; orange is the best. The red line is the memory that a rank may use."
+    return f"<h2>Choices</h2><p class=note>{note}</p><div class=plots>{drawn}</div>"
 
 
 def _scaling(curve: Sequence[PlannedLayout], knee: int) -> str:

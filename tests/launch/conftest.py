@@ -3,6 +3,7 @@ run on a corpus that `triaxial prepare` made, to follow documents between the tw
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,8 @@ from gpt.token_files.files import TokenFileWriter
 from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 from launch.config.run_config import as_dict, build_run_config
 from launch.main import main
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 RECIPE = """
 [run]
@@ -239,3 +242,26 @@ def prepared(tmp_path_factory):
     config = build_run_config(tomllib.loads(TRAIN.format(folder=folder)))
     (folder / "run" / "config.json").write_text(json.dumps(as_dict(config)))
     return folder, texts
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory):
+    """rendered(address): the page's HTML after its scripts have run in a browser. Skips where there is none."""
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+
+    def render(address):
+        if browser is None:
+            pytest.skip(f"no browser is installed ({', '.join(BROWSERS)})")
+        profile = tmp_path_factory.mktemp("browser")
+        words = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--virtual-time-budget=20000",
+        ]
+        command = [browser, *words, f"--user-data-dir={profile}", "--dump-dom", address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+        return done.stdout
+
+    return render

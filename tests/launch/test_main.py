@@ -1,6 +1,7 @@
 """The first words of the `triaxial` command: versions, help and mistakes."""
 
 import importlib.metadata
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,13 @@ def test_the_version(capsys):
         main(["--version"])
     assert raised.value.code == 0
     assert capsys.readouterr().out == f"triaxial {importlib.metadata.version('triaxial')}\n"
+
+
+def test_python_m_triaxial_starts_without_torch():
+    words = [sys.executable, "-X", "importtime", "-m", "triaxial", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("triaxial ")
+    assert not re.search(r"\| +torch$", done.stderr, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(

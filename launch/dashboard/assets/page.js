@@ -204,6 +204,9 @@ async function drawAll() {
 
 // ---- facts ----------------------------------------------------------------------------------------------------------
 
+// Numbers stay on one line, and long texts get room; other words break only if they are wider than their cell.
+const shape = (cell) => (/^-?[\d.,]+\S*( \S+)?$/.test(cell) ? "number" : cell.length > 24 ? "long" : "");
+
 function table(head, rows) {
   const made = make("table"), box = make("div", "", { class: "scroll" });
   const top = make("tr");
@@ -211,7 +214,7 @@ function table(head, rows) {
   made.append(top);
   for (const { cells, mark } of rows) {
     const row = make("tr", "", mark ? { class: mark } : {});
-    for (const cell of cells) row.append(make("td", cell, { class: "value" }));
+    for (const cell of cells) row.append(make("td", cell, { class: `value ${shape(cell)}` }));
     made.append(row);
   }
   box.append(made);
@@ -260,11 +263,18 @@ function comparison(runs) {
   return box;
 }
 
+// One text of each of a few steps: the newest, and others spread over the run. The prompts take turns.
+function spread(samples) {
+  const byStep = new Map();
+  for (const sample of samples) byStep.set(sample.step, [...(byStep.get(sample.step) || []), sample]);
+  const all = [...byStep.values()], every = Math.ceil(all.length / SHOWN_SAMPLES);
+  return all.filter((_, n) => (all.length - 1 - n) % every === 0).map((texts, n) => texts[n % texts.length]);
+}
+
 function showSamples() {
   const parts = [];
   for (const [i, run] of chosenRuns()) {
-    const spread = run.samples.filter((_, n) => (run.samples.length - 1 - n) % Math.ceil(run.samples.length / SHOWN_SAMPLES) === 0);
-    for (const sample of spread) {
+    for (const sample of spread(run.samples)) {
       const text = make("div", "", { class: `sample s${i % COLOURS.length}` });
       const written = sample.text.startsWith(sample.prompt) ? sample.text.slice(sample.prompt.length) : sample.text;
       text.append(make("b", sample.prompt), written);
@@ -284,7 +294,7 @@ function picture(run) {
     grid.append(row);
   }
   const cut = rows < data || stages < pipeline || cells < tensor ? " (a part of it)" : "";
-  box.append(make("h3", `${titled(run, "") || ""} ${ranks} ranks`),
+  box.append(make("h3", `${titled(run, "") || ""} ${ranks} rank${ranks === 1 ? "" : "s"}`),
     make("p", `tensor ${tensor} x pipeline ${pipeline} x data ${data}${cut}`, { class: "note" }), grid);
   return box;
 }

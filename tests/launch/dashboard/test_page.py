@@ -17,7 +17,8 @@ def page(written_runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     written_runs.write_run(folder / "first", steps=30)
     written_runs.write_run(folder / "second", steps=60)
-    samples = [{"step": 3, "prompt": "", "text": CLOSING}, {"step": 4, "prompt": "Once", "text": "Once upon a time"}]
+    samples = [{"step": 3, "prompt": "", "text": CLOSING}, {"step": 4, "prompt": "", "text": CLOSING},
+               {"step": 4, "prompt": "Once", "text": "Once upon a time"}]  # fmt: skip
     (folder / "first" / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     (folder / "first" / "config.json").write_text(json.dumps({"optimizer": {"learning_rate": 0.1, "kind": "sgd"}}))
     (folder / "second" / "config.json").write_text(json.dumps({"optimizer": {"learning_rate": 0.2, "kind": "sgd"}}))
@@ -50,7 +51,8 @@ def test_a_browser_shows_the_file_without_a_server(page, rendered):
     assert "1 of 2 settings differ between these runs." in shown
     assert "optimizer.kind" not in shown.partition('id="settings"')[2].partition("<noscript")[0]
     assert "&lt;/script&gt;&lt;script&gt;alert(1)" in shown.partition('id="samples"')[2]
-    assert "<b>Once</b> upon a time" in shown, "a text begins with its prompt"
+    assert "<b>Once</b> upon a time" in shown, "a text begins with its prompt, and prompts take turns"
+    assert '<td class="value number">60</td>' in shown, "numbers stay on one line"
     assert "does not change" in shown
 
 

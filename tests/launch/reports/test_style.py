@@ -1,12 +1,24 @@
 """One look for all reports: every page and picture uses the shared colours, and none sets its own."""
 
 import re
+from html import escape
 from pathlib import Path
 
 import pytest
 
+from data_prep.documents.counts import Counts
+from data_prep.pipeline import PreparedCorpus
 from data_prep.reports import style as shared
+from data_prep.reports.page import report_page as preparation_page
+from gpt.evaluation.intervals import Interval
+from launch.demos.side_by_side import Answered
+from launch.demos.side_by_side import page as demo_page
+from launch.parity.page import parity_page
+from launch.parity.ranks import LayoutResult
+from launch.parity.report import ParityReport, Row, Tolerances
 from launch.reports.style import run_page, svg_document
+from parallel.layout.config import ParallelConfig
+from parallel.planner.search import Choice
 
 ROOT = Path(__file__).resolve().parents[3]
 COLOUR = re.compile(r"#[0-9a-fA-F]{3,8}\b")
@@ -26,3 +38,29 @@ def test_every_colour_has_a_light_and_a_dark_value_and_every_variable_exists():
     page = run_page("a <title>", "<h1>text</h1>") + svg_document([], width=2, height=1, label="x")
     assert set(re.findall(r"var\((--\w+)\)", page)) <= names | {"--c"}
     assert "<title>a &lt;title&gt;</title>" in page
+
+
+def pages():
+    """A page of each kind with wide tables, from made-up results."""
+    counts = [Counts(step, 1234, 1000, 2400, 1500, {"empty": 234}) for step in ("read", "dedup_exact", "tokenize")]
+    about = {"tokens": 20, "documents": 4, "vocab_size": 400, "tokenizer": {"file": "tokenizer.model"}}
+    yield preparation_page(PreparedCorpus(counts, {}, {"train_tokenizer": (2, 1.5)}, Path("corpus"), about))
+    answers = ("It returns the smallest item. " * 4,)
+    models = [Answered(name, answers, (0.5,), Interval(0.5, 0.4, 0.6)) for name in ("base", "SFT", "PPO")]
+    yield demo_page(["Describe the function in one sentence."], models)
+    rows = [
+        Row(Choice(ParallelConfig(), 1), LayoutResult(name, [5.0], [1.0], "aa", 1.0), [1e-7], [0.0], True, {})
+        for name in ("one process", "pipeline=2 data=2 schedule=interleaved_zero_bubble")
+    ]
+    yield parity_page(ParityReport("fp32", 1, Tolerances(1e-5, 1e-4, 1e-4), rows[:1], [], rows[1:], []), recipe="demo")
+
+
+def test_no_page_is_wider_than_a_phone(rendered, tmp_path):
+    frames = "".join(f'<iframe width=390 height=600 srcdoc="{escape(page)}"></iframe>' for page in pages())
+    measure = "Array.from(frames, (one) => one.document.documentElement.scrollWidth).join()"
+    script = f"onload = () => document.body.append({measure})"
+    (tmp_path / "phones.html").write_text(f"<!doctype html><body>{frames}<script>{script}</script>", encoding="utf-8")
+    shown = rendered((tmp_path / "phones.html").as_uri())
+    widths = re.search(r"([\d,]+)</body>", shown)[1].split(",")
+    assert len(widths) == 3
+    assert max(map(int, widths)) <= 390
