@@ -29,7 +29,7 @@ _TABLES = {
 
 # Added to the shared style: bars next to a table's rows, and histograms of two series.
 _STYLE = """
-a { color: var(--s0) } body { max-width: 62rem } table { width: 100% }
+a { color: var(--s0) } body { max-width: 62rem } table { width: 100% } .scroll { max-height: none }
 td.word { white-space: normal; overflow-wrap: break-word; max-width: 20rem }
 .columns div { max-width: 12rem } .labels span { max-width: 12rem }
 @media (max-width: 40rem) { td.bar { min-width: 3rem } }
@@ -98,7 +98,7 @@ def _examples(dropped: Sequence[DropExample]) -> str:
             rows.append(f"<tr><td class=word>{'' if i else escape(reason)}</td><td class=text>{escape(text)}</td></tr>")
     note = "The beginnings of some dropped documents. `triaxial prepare RECIPE --dropped` prints them with their ids."
     head = "<tr><th class=word>step: reason</th><th class=word>text</th></tr>"
-    return f"<h2>Examples of what was dropped</h2><p class=note>{escape(note)}</p><table>{head}{''.join(rows)}</table>"
+    return f"<h2>Examples of what was dropped</h2><p class=note>{escape(note)}</p><div class=scroll><table>{head}{''.join(rows)}</table></div>"
 
 
 def _losses(losses: Sequence[FileLoss]) -> str:
@@ -187,7 +187,7 @@ def _table(title: str, note: str, head: Sequence[str], rows: Sequence[str]) -> s
         return ""
     cells = "".join(f"<th{'' if i else ' class=word'}>{escape(name)}</th>" for i, name in enumerate(head))
     note = f"<p class=note>{escape(note)}</p>" if note else ""
-    return f"<h2>{escape(title)}</h2>{note}<table><tr>{cells}</tr>{''.join(rows)}</table>"
+    return f"<h2>{escape(title)}</h2>{note}<div class=scroll><table><tr>{cells}</tr>{''.join(rows)}</table></div>"
 
 
 def _row(name: str, numbers: Sequence[str], share: float, *, colour: str = "s0") -> str:
