@@ -98,7 +98,8 @@ def _examples(dropped: Sequence[DropExample]) -> str:
             rows.append(f"<tr><td class=word>{'' if i else escape(reason)}</td><td class=text>{escape(text)}</td></tr>")
     note = "The beginnings of some dropped documents. `triaxial prepare RECIPE --dropped` prints them with their ids."
     head = "<tr><th class=word>step: reason</th><th class=word>text</th></tr>"
-    return f"<h2>Examples of what was dropped</h2><p class=note>{escape(note)}</p><div class=scroll><table>{head}{''.join(rows)}</table></div>"
+    table = f"<div class=scroll><table>{head}{''.join(rows)}</table></div>"
+    return f"<h2>Examples of what was dropped</h2><p class=note>{escape(note)}</p>{table}"
 
 
 def _losses(losses: Sequence[FileLoss]) -> str:
