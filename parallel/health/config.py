@@ -12,7 +12,8 @@ class HealthConfig:
     watchdog: bool = True
     """Whether a run that makes no progress is ended, with the rank at fault named."""
     hang_timeout_s: float = 300.0
-    """Seconds between two signs of progress."""
+    """Seconds between two signs of progress. A step that took more than half of this gives the next one twice its time,
+    at most first_step_timeout_s."""
     first_step_timeout_s: float = 1800.0
     """Seconds for everything before the first step, and for the first step, evaluation and generation of a process,
     which may compile."""
@@ -26,8 +27,8 @@ class HealthConfig:
     def __post_init__(self) -> None:
         if self.hang_timeout_s < 1:
             raise ConfigError(
-                f"health.hang_timeout_s = {self.hang_timeout_s:g} is invalid: must be at least 1 second, and longer "
-                f"than any step. To turn the watchdog off, set health.watchdog = false"
+                f"health.hang_timeout_s = {self.hang_timeout_s:g} is invalid: must be at least 1 second. "
+                f"To turn the watchdog off, set health.watchdog = false"
             )
         for key in ("first_step_timeout_s", "saving_timeout_s"):
             value = getattr(self, key)

@@ -124,7 +124,8 @@ class MonitoredHeartbeat:
         self.config, self.settings = config, settings
         self.shared = mmap.mmap(settings.beat_file, SIZE)
         self.number, self.step, self.phase = 0, 0, "start_up"
-        self.seen: set[str] = set()
+        self.took_s: dict[str, float] = {}  # by phase, the last time
+        self.began = time.monotonic()
         self.kept_open: contextlib.ExitStack | None = None  # what the monitor reads from a rank that is about to end
         self.is_over = False
         self.beat(self.phase, 0)
@@ -132,14 +133,21 @@ class MonitoredHeartbeat:
         threading.Thread(target=self._keep_monitor, daemon=True).start()
 
     def beat(self, phase: str, step: int) -> None:
-        first = phase not in self.seen
-        if first:
-            self.seen.add(phase)
-        allowed_s = self.config.first_step_timeout_s if first else self.config.hang_timeout_s
+        now = time.monotonic()
+        if self.number:
+            self.took_s[self.phase] = now - self.began
+        self.step, self.phase, self.began = step, phase, now
+        self._write(RUNNING, self._allowed_s(phase))
+
+    def _allowed_s(self, phase: str) -> float:
+        """Twice the time of the last one if that is more than hang_timeout_s: else a slow run could never take two
+        steps."""
         if phase in LONG_PHASES:
-            allowed_s = self.config.saving_timeout_s
-        self.step, self.phase = step, phase
-        self._write(RUNNING, allowed_s)
+            return self.config.saving_timeout_s
+        longest_s = self.config.first_step_timeout_s
+        if phase not in self.took_s:
+            return longest_s
+        return max(self.config.hang_timeout_s, min(longest_s, 2 * self.took_s[phase]))
 
     def lose(self, error: BaseException) -> NoReturn:
         """Tell the monitor that the peers are gone, and wait for it to end this process; LostPeers if it does not."""
