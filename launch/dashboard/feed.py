@@ -28,6 +28,7 @@ from launch.runs.history import (
     stored_checkpoints,
 )
 from launch.runs.metrics_takes import MetricsTakes
+from launch.runs.prediction import PREDICTION, prediction_of
 from launch.runs.sampled_lines import records_between, some_records
 from launch.runs.series import Series, Take, settle, thinned
 
@@ -122,6 +123,7 @@ class RunFeed:
             checkpoints=stored_checkpoints(self.directory / "checkpoints"),
             config=read_table(self.directory / CONFIG, problems),
             summary=read_table(self.directory / SUMMARY, problems),
+            prediction=prediction_of(read_table(self.directory / PREDICTION, problems)),
             problems=problems,
         )
 

@@ -8,8 +8,9 @@ import numpy as np
 from gpt.errors import ConfigError
 from launch.config.run_config import RunConfig, from_dict, layout_of, with_defaults
 from launch.runs.history import RunHistory, read_history
+from launch.runs.prediction import measured_step_s
 from parallel.planner.choice.candidates import PlanRequest, job_of
-from parallel.planner.hardware.tables import Gpu
+from parallel.planner.hardware.tables import Cluster, Gpu
 from parallel.planner.published.validate import CALIBRATED_SPREAD
 from parallel.planner.step_time.job import Job
 from parallel.planner.step_time.step import step_time
@@ -57,9 +58,14 @@ def calibrate(directory: Path, request: PlanRequest) -> tuple[PlanRequest, Calib
             f"--calibrate {directory} is invalid: it logged fewer than {MIN_STEPS} steps. Train it longer"
         )
     job = _job(history, config, request)
-    measured = float(np.median(times.recent))
-    _check_device(history, job, request.cluster.gpu, measured=measured)
-    found = Calibration(str(directory), measured, step_time(job, request.cluster, request.stack).seconds)
+    measured = measured_step_s(history, tokens=job.tokens)
+    if measured is None:
+        raise ConfigError(
+            f"--calibrate {directory} is invalid: its newest steps have another batch than the full one of the "
+            f"recipe. Train it past the batch ramp"
+        )
+    cluster = _cluster(history, job, request.cluster, measured=measured)
+    found = Calibration(str(directory), measured, step_time(job, cluster, request.stack).seconds)
     stack = replace(
         request.stack, name=f"{request.stack.name}, calibrated", scale=found.ratio, spread=CALIBRATED_SPREAD
     )
@@ -73,6 +79,20 @@ def _job(history: RunHistory, config: RunConfig, request: PlanRequest) -> Job:
     world_size = processes[-1].world_size if processes else sizes.tensor * sizes.pipeline * (sizes.data or 1)
     own = replace(request, model=config.model, batch=config.batch, seq_len=config.data.seq_len, parallel=sizes)
     return job_of(own, sizes, layout_of(config, world_size), config.batch.micro_batch_size)
+
+
+def _cluster(history: RunHistory, job: Job, planned: Cluster, *, measured: float) -> Cluster:
+    """The planned cluster with the nodes that the run had. ConfigError: the run's devices are others."""
+    kept = history.prediction
+    if kept is None:
+        _check_device(history, job, planned.gpu, measured=measured)
+        return planned
+    if kept.device != planned.gpu.name:
+        raise ConfigError(
+            f"--calibrate {history.directory} is invalid: it ran on {kept.device}, and the plan is for "
+            f"{planned.gpu.name}. Use a run on {planned.gpu.name}"
+        )
+    return replace(planned, node=kept.node)
 
 
 def _check_device(history: RunHistory, job: Job, gpu: Gpu, *, measured: float) -> None:

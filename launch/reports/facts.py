@@ -14,7 +14,9 @@ from gpt.telemetry.goodput import NAMES, ProcessTime
 from gpt.telemetry.screen import human_count, human_duration
 from launch.reports.memory import OF_MACHINE, growth, memory_trends
 from launch.reports.policy_health import fault_record, policy_metrics, policy_prefix
+from launch.reports.prediction import against_prediction, prediction_json
 from launch.runs.history import Event, RunHistory
+from launch.runs.prediction import compared_figures
 
 Meaning = Literal["fault", "warning", "restart", "checkpoint", "note"]
 KINDS: dict[EventKind, Meaning] = {
@@ -105,11 +107,17 @@ def headline(history: RunHistory) -> list[tuple[str, str, str]]:
     found += policy_figures(history)
     if (speed := recent(history, "tokens_per_s")) is not None:
         found.append(("tokens/s", human_count(speed), "median of the same"))
+    against = {figure.name: against_prediction(figure) for figure in compared_figures(history)}
+    if (step := recent(history, "step_s")) is not None and "step time" in against:
+        found.append(("step time", f"{step:.3g} s", against["step time"]))
     if (mfu := recent(history, "mfu")) is not None:
         wrong = "above 100%: the peak that it is relative to is too low. Set run.peak_flops_per_s"
-        found.append(("MFU", "-", wrong) if mfu > 1 else ("MFU", f"{mfu:.1%}", "model FLOP utilisation"))
+        found.append(
+            ("MFU", "-", wrong) if mfu > 1 else ("MFU", f"{mfu:.1%}", against.get("MFU", "model FLOP utilisation"))
+        )
     if (memory := history.last("peak_memory_bytes")) is not None:
-        found.append(("peak memory", bytes_text(memory), memory_trends(history) or "of the main rank"))
+        notes = [against.get("peak memory", ""), memory_trends(history)]
+        found.append(("peak memory", bytes_text(memory), ", ".join(filter(None, notes)) or "of the main rank"))
     if (used := history.last(OF_MACHINE)) is not None:
         found.append(("memory in use", bytes_text(used), "on the machine of the main rank"))
     if history.account is not None:
@@ -202,6 +210,8 @@ def as_json(history: RunHistory, *, now: float) -> dict[str, Any]:
         ],
         "problems": history.problems,
     }
+    if (predicted := prediction_json(history)) is not None:
+        facts["prediction"] = predicted
     if policy_prefix(history.metrics) is not None:
         facts["policy_faults"] = [fault_record(found) for found in diagnose(policy_metrics(history.metrics))]
     if account is not None:

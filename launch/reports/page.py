@@ -12,6 +12,7 @@ from launch.reports.facts import headline, meaning_of, seconds_text, status, tim
 from launch.reports.memory import OF_MACHINE, OF_RANK
 from launch.reports.plots import Mark, PlotLine, figure
 from launch.reports.policy_page import policy_part
+from launch.reports.prediction import prediction_part
 from launch.reports.style import TIME_COLOURS, run_page
 from launch.reports.tables import checkpoints_part, events_part, processes_part
 from launch.runs.history import RunHistory
@@ -33,6 +34,7 @@ def report_page(history: RunHistory, *, now: float) -> str:
         _tiles(history),
         policy_part(history, event_marks(history)),
         _plots(history),
+        prediction_part(history),
         *(_time(history.account) if history.account is not None else []),
         events_part(history),
         checkpoints_part(history),

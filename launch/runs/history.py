@@ -16,6 +16,7 @@ from gpt.files.regular import open_regular, read_bytes
 from gpt.telemetry.goodput import Account, read_account
 from launch.processes.restarts import last_logged_step
 from launch.runs.metrics_takes import MetricsTakes
+from launch.runs.prediction import PREDICTION, KeptPrediction, prediction_of
 from launch.runs.series import Take, settle
 from parallel.checkpoint.folders import list_checkpoints, published_step, step_of
 
@@ -63,6 +64,7 @@ class RunHistory:
     config: dict[str, Any]
     summary: dict[str, Any]
     problems: list[str] = field(default_factory=list)
+    prediction: KeptPrediction | None = None
 
     @property
     def last_step(self) -> int:
@@ -96,6 +98,7 @@ def read_history(directory: Path) -> RunHistory:
         checkpoints=stored_checkpoints(directory / "checkpoints"),
         config=read_table(directory / CONFIG, problems),
         summary=read_table(directory / SUMMARY, problems),
+        prediction=prediction_of(read_table(directory / PREDICTION, problems)),
         problems=problems,
     )
 

@@ -18,6 +18,8 @@ from gpt.training.schedule import BatchRamp
 from launch.config.run_config import RunConfig, as_dict
 from launch.processes.determinism import conditions
 from launch.processes.rank_process import mark_end, mark_interrupted, mark_saved
+from launch.runs.history import read_table
+from launch.runs.prediction import PREDICTION, prediction_of
 from launch.training.hardware import missing_peak
 from launch.training.start_from import copy_companions
 from parallel.layout.layout import Layout
@@ -167,7 +169,7 @@ def write_summary(
 ) -> None:
     """Write `train_summary.json`: results of this process's part of the run, and the time account of the whole run.
 
-    `weights`: a digest of the weights, if there is one.
+    `weights`: a digest of the weights, if there is one. A predicted step stands beside the measured one.
     """
     summary = {
         "parameters": config.model.parameters,
@@ -185,6 +187,11 @@ def write_summary(
     }
     if weights is not None:
         summary["weights_sha256"] = weights
+    prediction = prediction_of(read_table(config.run.directory / PREDICTION, []))
+    if prediction is not None and outcome.tokens_per_s:
+        measured = prediction.tokens / outcome.tokens_per_s
+        ratio = measured / prediction.step_s
+        summary |= {"step_s": measured, "predicted_step_s": prediction.step_s, "measured_over_predicted": ratio}
     if account is not None:
         summary |= {"goodput": account.goodput, "wall_s": account.wall_s, "seconds": account.by_name}
     replace_file(config.run.directory / "train_summary.json", json.dumps(summary, indent=2) + "\n")

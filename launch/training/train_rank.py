@@ -54,6 +54,7 @@ from launch.training.build import (
 from launch.training.checkpoint_space import check_space
 from launch.training.hardware import check_hardware
 from launch.training.local_tier import check_fast_directory, run_identity
+from launch.training.prediction import keep_prediction, known_machine
 from launch.training.recipe_warnings import recipe_warnings
 from launch.training.resume import RunStart, check_run_directory, find_start, known_restart
 from launch.training.summary import describe, how_it_ended, mark_ending, prepare_run_directory, write_summary
@@ -188,11 +189,13 @@ def prepare(
 def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
     """Train together with the other ranks, from the checkpoint to the end. Return the exit status."""
     config = prepared.config
+    machine = known_machine(config, prepared.environment, prepared.device)  # before the model takes memory
     run, engine, start, events = start_run(prepared)
     with prepared.ledger, open_metrics(config, run, start) if engine.is_main else nullcontext() as metrics:
         if metrics is not None:
             prepare_run_directory(config)
-            for line in describe(config, run, prepared.layout, device=prepared.device, data=prepared.data):
+            lines = describe(config, run, prepared.layout, device=prepared.device, data=prepared.data)
+            for line in [*lines, *keep_prediction(config, prepared.layout, machine, peak=run.peak_flops_per_s)]:
                 metrics.message(line)
             for kind, line in events:
                 metrics.event(kind, step=start.step, text=line)
