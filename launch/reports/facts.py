@@ -14,9 +14,8 @@ from gpt.telemetry.goodput import NAMES, ProcessTime
 from gpt.telemetry.screen import human_count, human_duration
 from launch.reports.memory import OF_MACHINE, growth, memory_trends
 from launch.reports.policy_health import fault_record, policy_metrics, policy_prefix
-from launch.reports.prediction import against_prediction, prediction_json
 from launch.runs.history import Event, RunHistory
-from launch.runs.prediction import compared_figures
+from launch.runs.prediction import PredictedFigure, compared_figures
 
 Meaning = Literal["fault", "warning", "restart", "checkpoint", "note"]
 KINDS: dict[EventKind, Meaning] = {
@@ -238,3 +237,29 @@ def as_json(history: RunHistory, *, now: float) -> dict[str, Any]:
             ],
         }
     return facts
+
+
+def against_prediction(figure: PredictedFigure) -> str:
+    """The predicted value of a figure, and how the measured one compares with it."""
+    outside = {None: "", True: ", inside the 90% interval", False: ", outside the 90% interval"}[figure.inside]
+    return f"predicted {figure_text(figure.name, figure.predicted)}, measured {figure.ratio:.2f} times{outside}"
+
+
+def prediction_json(history: RunHistory) -> dict[str, Any] | None:
+    """The prediction, and measured figures with their ratio, in seconds, bytes and shares of one."""
+    if history.prediction is None:
+        return None
+    measured = {
+        figure.name.replace(" ", "_").lower(): {"measured": figure.measured, "ratio": figure.ratio}
+        for figure in compared_figures(history)
+    }
+    return {**history.prediction.as_json(), "measured": measured}
+
+
+def figure_text(name: str, value: float) -> str:
+    """A predicted or measured figure with its unit."""
+    if name == "MFU":
+        return f"{value:.1%}"
+    if name == "peak memory":
+        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+    return f"{value:.3g} s"

@@ -12,9 +12,8 @@ from launch.reports.facts import headline, meaning_of, seconds_text, status, tim
 from launch.reports.memory import OF_MACHINE, OF_RANK
 from launch.reports.plots import Mark, PlotLine, figure
 from launch.reports.policy_page import policy_part
-from launch.reports.prediction import prediction_part
 from launch.reports.style import TIME_COLOURS, run_page
-from launch.reports.tables import checkpoints_part, events_part, processes_part
+from launch.reports.tables import checkpoints_part, events_part, prediction_part, processes_part
 from launch.runs.history import RunHistory
 from launch.runs.metrics_takes import STEP_TOKENS
 from launch.runs.series import runs_without_gaps

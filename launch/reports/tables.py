@@ -1,4 +1,4 @@
-"""The tables of a run's page: events, checkpoints, processes. Everything that comes from files is escaped."""
+"""The tables of a run's page: prediction, events, checkpoints, processes. What comes from files is escaped."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from gpt.telemetry.goodput import ProcessTime
 from gpt.telemetry.screen import human_duration
 from launch.reports.facts import (
     bytes_text,
+    figure_text,
     meaning_of,
     news,
     seconds_text,
@@ -17,8 +18,42 @@ from launch.reports.facts import (
     word_of,
 )
 from launch.runs.history import Event, RunHistory
+from launch.runs.prediction import KeptPrediction, PredictedFigure, compared_figures
 
 MAX_ROWS = 200  # of a table: the newest ones
+
+
+def prediction_part(history: RunHistory) -> str:
+    """The table of the page; "" if the run kept no prediction."""
+    kept = history.prediction
+    if kept is None:
+        return ""
+    figures = compared_figures(history)
+    rows = [
+        f"<tr><td class=word>{escape(figure.name)}</td><td>{figure_text(figure.name, figure.predicted)}</td>"
+        f"<td>{_interval(figure, kept)}</td><td>{figure_text(figure.name, figure.measured)}</td>"
+        f"<td>{figure.ratio:.3f}</td></tr>"
+        for figure in figures
+    ]
+    note = (
+        f"By <code>triaxial plan</code> when the run started: stack {escape(kept.stack)} on {escape(kept.device)}. "
+        f"Peak memory is that of the main rank"
+    )
+    if kept.base_bytes:
+        note += f", with the {kept.base_bytes / 2**20:,.0f} MiB that its process held before it had a model"
+    note += ". The next plan uses the ratio of step times: <code>triaxial plan --calibrate</code> with this run."
+    if not figures:
+        note += " No step of the full batch is measured yet."
+        return f"<h2>Prediction and reality</h2><p class=note>{note}</p>"
+    head = "<tr><th class=word></th><th>predicted</th><th>90% interval</th><th>measured</th><th>ratio</th></tr>"
+    table = f"<div class=scroll><table>{head}{''.join(rows)}</table></div>"
+    return f"<h2>Prediction and reality</h2><p class=note>{note}</p>{table}"
+
+
+def _interval(figure: PredictedFigure, kept: KeptPrediction) -> str:
+    if figure.name != "step time":
+        return "-"
+    return f"{figure_text(figure.name, kept.low_s)} to {figure_text(figure.name, kept.high_s)}"
 
 
 def events_part(history: RunHistory) -> str:
