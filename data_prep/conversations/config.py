@@ -59,6 +59,9 @@ class ConversationsConfig:
     default the prompt, and of rankings the conversation: a prompt may be ranked by several people."""
     tie_margin: float = 0.0
     """Scores that differ by less make a tie with the lowest of them."""
+    join_pairs: bool = True
+    """Of rankings: make one ranking of pairs that follow each other in a file, have one prompt and labeller, and
+    together say nothing that none of them says."""
     max_prompt_tokens: int | None = None
     """Tokens of a prompt. Longer ones leave no room for an answer, and are dropped."""
     max_tokens: int | None = None

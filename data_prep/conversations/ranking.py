@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
-from data_prep.conversations.conversation import Answer, UnusableRecord, renumbered
+from data_prep.conversations.conversation import Answer, Conversation, UnusableRecord, renumbered
+
+MAX_JOINED = 9  # answers of a ranking that is made of pairs: InstructGPT's labellers ranked up to 9
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,58 @@ def _levels(values: dict[int, float], tie_margin: float) -> dict[int, int]:
             level, lowest = level + 1, value
         levels.update(dict.fromkeys(group, level))
     return levels
+
+
+def is_pair(conversation: Conversation) -> bool:
+    """Return whether a ranking says only that one answer is better than another."""
+    return len(conversation.answers) == 2 and len({answer.level for answer in conversation.answers}) == 2
+
+
+def can_join(pairs: Sequence[Conversation], another: Conversation) -> bool:
+    """Return whether a ranking may be joined with pairs before it: the same prompt and labeller, few answers."""
+    if not is_pair(another):
+        return False
+    texts = {answer.text for pair in (*pairs, another) for answer in pair.answers}
+    return not pairs or (
+        (pairs[0].prompt, pairs[0].labeller) == (another.prompt, another.labeller) and len(texts) <= MAX_JOINED
+    )
+
+
+def join_pairs(pairs: Sequence[Conversation]) -> list[tuple[Conversation, list[int]]]:
+    """Join pairs of one prompt into rankings. Returns each ranking with the indices of its pairs.
+
+    Pairs that share answers become one ranking if it ranks no two answers that their chains (a over b, b over c) leave
+    open. Answers on one level are then never compared. Other pairs stay as they are.
+    """
+    worse: dict[str, set[str]] = {}  # of each answer, those below it
+    for pair in pairs:
+        low, high = sorted(pair.answers, key=lambda answer: answer.level)
+        worse.setdefault(high.text, set()).add(low.text)
+        worse.setdefault(low.text, set())
+    for middle in worse:  # the transitive closure (Floyd-Warshall)
+        for below in worse.values():
+            if middle in below:
+                below |= worse[middle]
+    found: list[tuple[Conversation, list[int]]] = []
+    for texts in _connected(pairs):
+        members = [i for i, pair in enumerate(pairs) if pair.answers[0].text in texts]
+        level = {text: len(worse[text]) for text in texts}
+        is_ranking = all((b in worse[a]) == (level[a] > level[b]) for a in texts for b in texts)
+        if not is_ranking:
+            found += [(pairs[i], [i]) for i in members]
+            continue
+        first = {answer.text: answer for i in reversed(members) for answer in reversed(pairs[i].answers)}
+        answers = renumbered([replace(first[text], level=level[text]) for text in texts])
+        found.append((replace(pairs[members[0]], answers=answers), members))
+    return sorted(found, key=lambda one: one[1])
+
+
+def _connected(pairs: Sequence[Conversation]) -> list[list[str]]:
+    """The texts of the answers, in groups that pairs connect, in order of appearance."""
+    groups: list[list[str]] = []
+    for pair in pairs:
+        own = list(dict.fromkeys(answer.text for answer in pair.answers))
+        touched = [group for group in groups if set(group) & set(own)]
+        groups = [group for group in groups if group not in touched]
+        groups.append(list(dict.fromkeys(text for group in (*touched, own) for text in group)))
+    return groups

@@ -3,12 +3,13 @@
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.conversations.config import ConversationsConfig
 from data_prep.conversations.conversation import Conversation, UnusableRecord, as_document
+from data_prep.conversations.ranking import LeftOut, can_join, is_pair, join_pairs
 from data_prep.conversations.shapes import conversations_in, renamed, shape_of, unused_fields
 from data_prep.documents.counts import Tally
 from data_prep.documents.quarantine import Quarantine, is_outside
@@ -41,6 +42,7 @@ def read_task(reading: InputConfig, conversations: ConversationsConfig) -> ReadT
         fields=conversations.fields,
         compare=conversations.compare,
         tie_margin=conversations.tie_margin,
+        join_pairs=conversations.join_pairs,
     )
     return ReadTask(replace(reading, paths=("-",), path_lists=(), path_base=""), kept)
 
@@ -61,6 +63,7 @@ def read_file(config: ReadTask, inputs: tuple[Path, ...], outputs: tuple[Path, .
     ):
         reading, completions, found = (Tally(name, trace) for name in ("read", "completions", READ.name))
         file, origin = CountedFile(path, inputs[0], reading, quarantine), Origin(path)
+        making = _Making(config.conversations, origin, found, completions)
         shape: str = "" if config.conversations.shape == "auto" else config.conversations.shape
         for record in file.to_failure(read_fields(path, config.input)):
             if isinstance(record, Dropped):
@@ -76,7 +79,7 @@ def read_file(config: ReadTask, inputs: tuple[Path, ...], outputs: tuple[Path, .
             shapes[shape] += 1
             unused.update(unused_fields(values, shape))
             try:
-                made = list(_documents(values, shape, record, config.conversations, origin, found, completions))
+                made = list(making.documents(values, shape, record))
             except Exception as error:
                 if is_outside(error):
                     raise
@@ -84,6 +87,8 @@ def read_file(config: ReadTask, inputs: tuple[Path, ...], outputs: tuple[Path, .
                 continue
             for document, _ in quarantine.each(made, write, found):
                 found.keep(document.n_bytes, document.n_bytes)
+        for document, _ in quarantine.each(list(making.joined()), write, found):
+            found.keep(document.n_bytes, document.n_bytes)
         facts = {**file.facts(), "shape": dict(shapes), "unused_fields": dict(unused.most_common(_MAX_FIELDS))}
     counts = [reading.counts(), completions.counts(), found.counts()]
     if config.conversations.kind != "rankings":
@@ -125,31 +130,59 @@ def ids_in(path: Path, config: ReadTask) -> set[str]:
         return {*(one.id for one in read_shard(outputs[0])), *(drop.id for drop in read_trace(outputs[1]))}
 
 
-def _documents(
-    values: dict[str, object],
-    shape: str,
-    record: FieldRecord,
-    config: ConversationsConfig,
-    origin: Origin,
-    found: Tally,
-    completions: Tally,
-) -> Iterator[Document]:
-    """Yield the documents of a record, and count what it holds besides."""
-    for conversation, left_out in conversations_in(values, shape, config):
-        if isinstance(conversation, UnusableRecord):
-            beginning = shown(json.dumps(record.values, ensure_ascii=False), _SHOWN)
-            about = "; ".join(filter(None, (conversation.detail, beginning)))
-            drop = origin.drop(conversation.reason, record.n_bytes, record.offset, detail=about)
-            found.drop(drop.reason, drop.n_bytes, drop.id, detail=drop.detail)
-            continue
-        assert config.compare is not None, "ConversationsConfig gives it a value"
-        document = as_document(conversation, config.compare)
+class _Making:
+    """Makes the documents of a file's records in turn, and counts what the records hold besides.
+
+    `pairs` wait for others of the same prompt, each with the position of its record.
+    """
+
+    def __init__(self, config: ConversationsConfig, origin: Origin, found: Tally, completions: Tally) -> None:
+        self.config, self.origin, self.found, self.completions = config, origin, found, completions
+        self.joins = config.join_pairs and config.kind == "rankings"
+        self.pairs: list[tuple[Conversation, int]] = []
+
+    def documents(self, values: dict[str, object], shape: str, record: FieldRecord) -> Iterator[Document]:
+        """Yield the documents that are complete with this record."""
+        for conversation, left_out in conversations_in(values, shape, self.config):
+            if isinstance(conversation, UnusableRecord):
+                self._drop(conversation, record)
+                continue
+            if self.joins and not can_join([pair for pair, _ in self.pairs], conversation):
+                yield from self.joined()
+            if self.joins and is_pair(conversation) and not left_out:
+                self.pairs.append((conversation, record.offset))
+                continue
+            yield self._document(conversation, left_out)
+
+    def joined(self) -> Iterator[Document]:
+        """Yield the documents of the pairs that wait, and count the pairs that became part of another's."""
+        pairs, self.pairs = self.pairs, []
+        for ranking, members in join_pairs([pair for pair, _ in pairs]):
+            document = self._document(ranking, ())
+            for pair, offset in (pairs[i] for i in members[1:]):
+                n_bytes = self._as_document(pair).n_bytes
+                drop = self.origin.drop("joined_pair", n_bytes, offset, detail=f"part of {document.id}")
+                self.found.drop(drop.reason, drop.n_bytes, drop.id, detail=drop.detail)
+            yield document
+
+    def _document(self, conversation: Conversation, left_out: Sequence[LeftOut]) -> Document:
+        document = self._as_document(conversation)
         for one in left_out:
-            completions.drop(one.reason, one.n_bytes, document.id, detail=f"completion {one.number + 1}")
+            self.completions.drop(one.reason, one.n_bytes, document.id, detail=f"completion {one.number + 1}")
         for answer in conversation.answers:
             n_bytes = len(answer.text.encode())
-            completions.keep(n_bytes, n_bytes)
-        yield document
+            self.completions.keep(n_bytes, n_bytes)
+        return document
+
+    def _as_document(self, conversation: Conversation) -> Document:
+        assert self.config.compare is not None, "ConversationsConfig gives it a value"
+        return as_document(conversation, self.config.compare)
+
+    def _drop(self, error: UnusableRecord, record: FieldRecord) -> None:
+        beginning = shown(json.dumps(record.values, ensure_ascii=False), _SHOWN)
+        about = "; ".join(filter(None, (error.detail, beginning)))
+        drop = self.origin.drop(error.reason, record.n_bytes, record.offset, detail=about)
+        self.found.drop(drop.reason, drop.n_bytes, drop.id, detail=drop.detail)
 
 
 def _of_no_shape(record: FieldRecord, origin: Origin, own: str, shape: str) -> Dropped:

@@ -47,6 +47,10 @@ class InferenceModel(Protocol):
         """Return the values of every data rank, by data rank. Every rank must call it."""
         ...
 
+    def finish(self) -> None:
+        """Serve the data ranks that still compute with this one's weights. Call it after the last forward pass."""
+        ...
+
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         """Return empty caches of `capacity` positions for the layers held here, by layer name."""
         ...
@@ -77,6 +81,9 @@ class LocalModel:
 
     def gather(self, values: list[Any]) -> list[list[Any]]:
         return [values]
+
+    def finish(self) -> None:
+        pass
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         return make_cache(self.model, capacity)

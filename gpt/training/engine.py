@@ -214,10 +214,12 @@ class Engine(Protocol):
         """
         ...
 
-    def as_model(self, *, together: bool = False) -> AbstractContextManager[InferenceModel]:
+    def as_model(self, *, together: bool = False, in_turns: bool = False) -> AbstractContextManager[InferenceModel]:
         """The model for inference, while training waits. No weight changes.
 
         Data ranks may use it differently. `together`: they pass equal requests, and all get the results of one of them.
+        Where a pass needs all data ranks (ZeRO 3), they count as one, unless `in_turns`: each then works on its own
+        requests, and calls `InferenceModel.finish` after its last pass.
         """
         ...
 

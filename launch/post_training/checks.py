@@ -150,6 +150,11 @@ def check_batch(config: RunConfig, objective: PPOConfig, *, data: int) -> int:
             f"batch.ramp_tokens is invalid with objective.kind = '{config.objective.kind}': iterations have one size. "
             f"Remove it"
         )
+    if objective.max_response_tokens >= config.data.seq_len:
+        raise ConfigError(
+            f"objective.max_response_tokens = {objective.max_response_tokens} is invalid: must be below data.seq_len "
+            f"= {config.data.seq_len}, which holds prompt and response. Use {max(1, config.data.seq_len // 2)}"
+        )
     episodes = config.batch.global_batch_tokens // config.data.seq_len
     minibatch = min(objective.minibatch_episodes, episodes)
     if isinstance(config.objective, GRPOConfig) and minibatch % (config.objective.group_size * data):

@@ -12,6 +12,7 @@ from gpt.health.spikes import SpikeDetector
 from gpt.telemetry.event_log import EventKind
 from gpt.training.optimizer import OptimizerConfig
 from gpt.training.run import LoopState
+from launch.config.objectives import DEFAULT
 from launch.config.run_config import RunConfig, changed_keys, with_defaults
 from launch.processes.restarts import Restart
 from launch.training.local_tier import local_directory
@@ -179,7 +180,7 @@ def loop_state(config: RunConfig, saved: Mapping[str, Any]) -> tuple[LoopState, 
 def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return messages about changed settings.
 
-    ConfigError if model, batch, adapter, data or the optimizer's tensors changed.
+    ConfigError if model, batch, adapter, data, the optimizer's tensors, or the objective's kind or rewards changed.
     """
     for section in ("model", "batch", "adapter"):
         before, after = (
@@ -193,6 +194,7 @@ def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any])
                 f"another --run.directory."
             )
     _check_same_optimizer(path, saved, now)
+    _check_same_objective(path, saved, now)
     differences = fingerprint_differences(saved["data"], now["data"])
     if saved["tokenizer"] != now["tokenizer"]:
         differences.append(f"another tokenizer in {now['config']['data']['tokenizer']}")
@@ -218,6 +220,28 @@ def _check_same_optimizer(path: Path, saved: Mapping[str, Any], now: Mapping[str
         raise ConfigError(
             f"{path} was saved with another optimizer ({'; '.join(changes)}), and holds no state for this one. Restore "
             f"these values, or start a new run from its weights: run.start_from = '{path}' and another --run.directory."
+        )
+
+
+def _check_same_objective(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ConfigError if the run has learned something else so far: another kind of objective, or other rewards.
+
+    The folder of a reward's run may have moved: programs with rewards recognise its checkpoint by a digest.
+    """
+
+    def learned(state: Mapping[str, Any]) -> dict[str, Any]:
+        objective = state["config"].get("objective", {})
+        rewards = [
+            {key: value for key, value in source.items() if key != "run" or not value}
+            for source in objective.get("rewards", [])
+        ]
+        return {"kind": objective.get("kind", DEFAULT), "rewards": rewards}
+
+    changes = changed_keys(learned(saved), learned(now), prefix="objective.")
+    if changes:
+        raise ConfigError(
+            f"{path} was saved with another objective ({'; '.join(changes)}). Restore these values, or start a new run "
+            f"from its weights: run.start_from = '{path}' and another --run.directory."
         )
 
 

@@ -201,14 +201,15 @@ class DeepSpeedEngine:
         return values
 
     @contextmanager
-    def as_model(self, *, together: bool = False) -> Iterator[InferenceModel]:
+    def as_model(self, *, together: bool = False, in_turns: bool = False) -> Iterator[InferenceModel]:
         """See gpt.training.engine.Engine. Under ZeRO 3, data ranks gather weights together and do the same work."""
         yield DistributedModel(
             self.stages,
             self.mesh,
             d_model=self.settings.model.d_model,
             dtype=self.dtype,
-            data_ranks_together=together or self.settings.parallel.zero_stage == 3,
+            data_ranks_together=together or (self.settings.parallel.zero_stage == 3 and not in_turns),
+            in_turns=self.settings.parallel.zero_stage == 3 and in_turns,
         )
         self._free_gathered()
 

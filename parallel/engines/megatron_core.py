@@ -135,7 +135,7 @@ class MegatronEngine:
                     yield weight.name, whole(weight.on_tensor_ranks(part.contiguous()))
 
     @contextmanager
-    def as_model(self, *, together: bool = False) -> Iterator[InferenceModel]:
+    def as_model(self, *, together: bool = False, in_turns: bool = False) -> Iterator[InferenceModel]:
         """See gpt.training.engine.Engine.
 
         The model is a copy of the weights in our own form, in the compute dtype: 2 or 4 bytes for each parameter of

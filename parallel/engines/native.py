@@ -187,11 +187,12 @@ class NativeEngine:
         return values
 
     @contextmanager
-    def as_model(self, *, together: bool = False) -> Iterator[InferenceModel]:
+    def as_model(self, *, together: bool = False, in_turns: bool = False) -> Iterator[InferenceModel]:
         """See gpt.training.engine.Engine.
 
-        Under ZeRO 3, data ranks gather each block's weights together, and so must do the same work. Otherwise each
-        gathers the weights of its stages once. Compiled blocks run uncompiled, since shapes change with each token.
+        Under ZeRO 3, data ranks gather each block's weights together: they do the same work, or take turns. Otherwise
+        each gathers the weights of its stages once. Compiled blocks run uncompiled, since shapes change with each
+        token.
         """
         settings = self.settings
         free = settings.parallel.zero_stage == 3
@@ -207,7 +208,8 @@ class NativeEngine:
                 self.mesh,
                 d_model=settings.model.d_model,
                 dtype=dtype,
-                data_ranks_together=together or free,
+                data_ranks_together=together or (free and not in_turns),
+                in_turns=free and in_turns,
             )
         self._reshard()
 

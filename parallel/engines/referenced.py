@@ -44,8 +44,8 @@ class ReferencedEngine:
     def token_values(self, batch: Batch) -> Tensor:
         return self.engine.token_values(batch)
 
-    def as_model(self, *, together: bool = False) -> AbstractContextManager[InferenceModel]:
-        return self.engine.as_model(together=together)
+    def as_model(self, *, together: bool = False, in_turns: bool = False) -> AbstractContextManager[InferenceModel]:
+        return self.engine.as_model(together=together, in_turns=in_turns)
 
     def weights_digest(self) -> str:
         return self.engine.weights_digest()

@@ -34,6 +34,8 @@ class DistributedModel:
     `stages`: from stages_for_inference.
     `data_ranks_together`: data ranks need each other to compute, as under ZeRO 3. They therefore do the same work and
     count as one data rank.
+    `in_turns`: data ranks need each other to compute, and do different work. Before each pass they agree that one of
+    them has work; those that have finished run the pass on one token.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class DistributedModel:
         d_model: int,
         dtype: torch.dtype,
         data_ranks_together: bool = False,
+        in_turns: bool = False,
     ) -> None:
+        assert not (data_ranks_together and in_turns)
         self.d_model = d_model
         self.stages = dict(zip(mesh.stages, stages, strict=True))
         self.mesh = mesh
@@ -52,7 +56,7 @@ class DistributedModel:
         self.device = mesh.device
         self.vocab_size = stages[0].model.vocab_size
         self.last = mesh.layout.stages - 1
-        self.data_ranks_together = data_ranks_together
+        self.data_ranks_together, self.in_turns = data_ranks_together, in_turns
         self.data_rank, self.data_size = (0, 1) if data_ranks_together else (mesh.data_rank, mesh.layout.data)
 
     def gather(self, values: list[Any]) -> list[list[Any]]:
@@ -60,6 +64,18 @@ class DistributedModel:
             return [values]
         peers = [self.mesh.peer_of(data_rank) for data_rank in range(self.data_size)]  # of one data rank, all agree
         return combine(values, lambda everyone: [everyone[peer] for peer in peers], None)
+
+    def finish(self) -> None:
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        while self.in_turns and self._is_any_at_work(False):
+            self._next_logits(ForwardInputs(token, token), torch.zeros(1, dtype=torch.int64, device=self.device))
+
+    def _is_any_at_work(self, here: bool) -> bool:
+        """Whether any of the data ranks that share weights has a pass to run. Each of them must call it."""
+        with torch.inference_mode(False):
+            flag = torch.tensor([int(here)], device=self.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.mesh.whole["dp_shard"].get_group())
+            return bool(flag.item())
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         return {name: KeyValueCache(capacity) for stage in self.stages.values() for name in stage.model.blocks}
@@ -69,6 +85,11 @@ class DistributedModel:
         if indices is None:
             rows, length = inputs.tokens.shape
             indices = torch.arange(1, rows + 1, device=self.device) * length - 1
+        if self.in_turns:
+            self._is_any_at_work(True)
+        return self._next_logits(inputs, indices)
+
+    def _next_logits(self, inputs: ForwardInputs, indices: Tensor) -> Tensor:
         step = CachedStep(inputs.positions, inputs.mask, inputs.cache, indices)
         output = self._forward(inputs.tokens, step)
         return self._broadcast(output, (indices.numel(), self.vocab_size))
@@ -78,6 +99,7 @@ class DistributedModel:
 
         Without a cache, the rows go through a pipeline in parts, so that its stages work at the same time.
         """
+        assert not self.in_turns, "a pipeline takes several passes here"
         step = CachedStep(inputs.positions, inputs.mask, inputs.cache, indices, targets)
         pipeline = self.mesh.layout.pipeline
         parts = 2 * pipeline if inputs.cache is None and pipeline > 1 else 1

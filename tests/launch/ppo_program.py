@@ -1,8 +1,9 @@
 """For tests: `triaxial train` on new local ranks, one of which is killed at a call of a function.
 
-A run is {"name", "nproc", "words": [...], "path", "kill"}, and a kill {"rank", "at": "module:function", "call",
-"after", "signal"}. "after" kills when the call has returned, else before it begins. "path" is where Python finds the
-reward functions. Output goes to NAME/rank0.txt (and so on), exit statuses to NAME/rank0.status.
+A run is {"name", "nproc", "words", "path", "kill"}: `words` lists the commands' words, which run one after the other.
+A kill is {"rank", "at": "module:function", "call", "after", "signal"}. "after" kills when the call has returned, else
+before it begins. "path" is where Python finds the reward functions. Output goes to NAME/rank0.txt (and so on), exit
+statuses to NAME/rank0.status.
 """
 
 import importlib
@@ -51,7 +52,8 @@ def work(rank: int, folder: str, port: str) -> None:
         kill_at(kill)
     from launch.main import main as triaxial
 
-    (own / f"rank{rank}.status").write_text(str(triaxial(["train", *run["words"]])))
+    status = max(triaxial(["train", *words]) for words in run["words"])
+    (own / f"rank{rank}.status").write_text(str(status))
     sys.stdout.flush()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from gpt.data.sampling import Samples
 from gpt.data.skipped import SkippedData
 from gpt.errors import ConfigError
+from gpt.inference.model import InferenceModel
 from gpt.losses.marks import PADDING
 from gpt.post_training.ppo.episodes import Episodes, join, make_episodes
 from gpt.post_training.ppo.models import PPOSetup, agree, any_rank
@@ -44,7 +45,7 @@ class RolloutSource:
         setup, first = self.setup, (step - 1) * self.setup.episodes
         folder = step_folder(setup.rollouts, step)
         error: ConfigError | None = None
-        with self.policy.as_model() as model:
+        with self.policy.as_model(in_turns=True) as model:
             mine = setup.episodes // model.data_size
             size = int(np.gcd(setup.config.rollout_part, mine))
             if self.policy.is_main:
@@ -54,28 +55,43 @@ class RolloutSource:
             for start in starts:
                 if any_rank(self.policy, stop()):
                     return False
-                if has_part(folder, start, n=size, version=version, sampled_by=setup.sampled_by):
-                    continue
-                prompts = self.read_prompts(start, size, skipped)
-                responses = sample_responses(
-                    model,
-                    prompts,
-                    seeds=[episode_seed(setup.seed, episode) for episode in range(start, start + size)],
-                    temperature=setup.config.temperature,
-                    end_ids=setup.end_ids,
-                    max_new_tokens=[self.room(prompt) for prompt in prompts],
-                    rows=setup.config.rollout_rows,
-                    n_ids=setup.tokenizer.vocab_size,
-                    before_each=beat,
-                )
-                episodes = make_episodes(start, prompts, responses, seq_len=setup.seq_len, version=version)
-                if setup.writes and (model.data_size > 1 or self.policy.data_rank == 0):
+                if not has_part(folder, start, n=size, version=version, sampled_by=setup.sampled_by):
+                    episodes = self._sample_part(model, start, size, skipped, version=version, beat=beat)
                     try:
-                        write_part(folder, episodes, temperature=setup.config.temperature, sampled_by=setup.sampled_by)
+                        if setup.writes:
+                            write_part(
+                                folder, episodes, temperature=setup.config.temperature, sampled_by=setup.sampled_by
+                            )
                     except ConfigError as found:
                         error = error or found
+                model.finish()
         agree(self.policy, error)  # also waits until all parts are there
         return True
+
+    def _sample_part(
+        self,
+        model: InferenceModel,
+        start: int,
+        n: int,
+        skipped: SkippedData,
+        *,
+        version: int,
+        beat: Callable[[], None],
+    ) -> Episodes:
+        """Sample n episodes from number `start` on."""
+        setup, prompts = self.setup, self.read_prompts(start, n, skipped)
+        responses = sample_responses(
+            model,
+            prompts,
+            seeds=[episode_seed(setup.seed, episode) for episode in range(start, start + n)],
+            temperature=setup.config.temperature,
+            end_ids=setup.end_ids,
+            max_new_tokens=[self.room(prompt) for prompt in prompts],
+            rows=setup.config.rollout_rows,
+            n_ids=setup.tokenizer.vocab_size,
+            before_each=beat,
+        )
+        return make_episodes(start, prompts, responses, seq_len=setup.seq_len, version=version)
 
     def read(self, step: int) -> Episodes:
         """This data rank's episodes of an iteration: of each minibatch, a contiguous share."""

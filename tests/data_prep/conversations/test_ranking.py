@@ -4,8 +4,16 @@ import math
 
 import pytest
 
-from data_prep.conversations.conversation import UnusableRecord
-from data_prep.conversations.ranking import JudgedAnswer, LeftOut, best, check_ranking, rank
+from data_prep.conversations.conversation import Answer, Conversation, Turn, UnusableRecord
+from data_prep.conversations.ranking import (
+    JudgedAnswer,
+    LeftOut,
+    best,
+    can_join,
+    check_ranking,
+    join_pairs,
+    rank,
+)
 
 
 def ranked(*pairs, margin=0.0):
@@ -61,3 +69,41 @@ def test_the_best_answer_must_be_one():
     assert best(ranked(("a", 1.0), ("b", 2.0)).answers).text == "b"
     with pytest.raises(UnusableRecord, match="best_is_tied"):
         best(ranked(("a", 2.0), ("b", 2.0), ("c", 0.0)).answers)
+
+
+def pair(better, worse, prompt="q", labeller=""):
+    return Conversation((Turn("user", prompt),), (Answer(better, 1), Answer(worse, 0)), labeller)
+
+
+def levels(conversation):
+    return {answer.text: answer.level for answer in conversation.answers}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        (["ab", "ac", "bc"], [{"a": 2, "b": 1, "c": 0}]),
+        (["bc", "ab"], [{"a": 2, "b": 1, "c": 0}]),
+        (["ab", "ac"], [{"a": 1, "b": 0, "c": 0}]),  # b and c are never compared
+        (["ab", "ac", "bd", "cd"], [{"a": 2, "b": 1, "c": 1, "d": 0}]),
+        (["ab", "ab"], [{"a": 1, "b": 0}]),
+        (["ab", "cd"], [{"a": 1, "b": 0}, {"c": 1, "d": 0}]),  # a and d are not compared by anyone
+        (["ab", "cb", "cd"], [{"a": 1, "b": 0}, {"c": 1, "b": 0}, {"c": 1, "d": 0}]),  # nor are a and d here
+        (["ab", "bc", "ca"], [{"a": 1, "b": 0}, {"b": 1, "c": 0}, {"c": 1, "a": 0}]),  # a contradiction
+    ],
+)
+def test_pairs_become_a_ranking_if_it_says_no_more_than_they(pairs, expected):
+    found = join_pairs([pair(*both) for both in pairs])
+    assert [levels(conversation) for conversation, _ in found] == expected
+    assert sorted(i for _, members in found for i in members) == list(range(len(pairs)))
+
+
+def test_pairs_of_another_prompt_or_labeller_are_not_joined():
+    assert can_join([], pair("a", "b"))
+    assert can_join([pair("a", "b")], pair("b", "c"))
+    assert not can_join([pair("a", "b")], pair("b", "c", prompt="other"))
+    assert not can_join([pair("a", "b")], pair("b", "c", labeller="somebody"))
+    chain = [pair(str(i), str(i + 1)) for i in range(8)]
+    assert can_join(chain, pair("0", "8"))
+    assert not can_join(chain, pair("8", "9")), "a tenth answer"
+    assert not can_join([], Conversation((Turn("user", "q"),), (Answer("a", 1), Answer("b", 1)))), "a tie is no pair"

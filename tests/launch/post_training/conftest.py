@@ -53,9 +53,15 @@ max_response_tokens = 12
 minibatch_episodes = 8
 rollout_rows = 3
 rollout_part = 4
+"""
+PPO = """
 value_learning_rate = 1e-3
 ptx = [{{ path = "{corpus}/train" }}]
 ptx_per_episode = 1
+"""
+GRPO = """
+group_size = 4
+beta = 0.1
 """
 REWARDS = """
 def short(prompts, responses):
@@ -78,13 +84,17 @@ BASE = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--chec
 
 @dataclass(frozen=True)
 class Instruct:
-    """A folder with base/, rm/, prompts.bin/.idx, ppo_rewards.py and ppo.toml."""
+    """A folder with base/, rm/, prompts.bin/.idx, ppo_rewards.py, ppo.toml and grpo.toml."""
 
     folder: Path
 
     @property
     def recipe(self) -> Path:
         return self.folder / "ppo.toml"
+
+    @property
+    def group_recipe(self) -> Path:
+        return self.folder / "grpo.toml"
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +104,9 @@ def instruct(tiny_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Inst
     write_prompts(folder, tokenizer)
     write_rankings(folder, tokenizer)
     (folder / "ppo_rewards.py").write_text(REWARDS)
-    (folder / "ppo.toml").write_text(RECIPE.format(folder=folder, corpus=tiny_corpus.folder))
+    (folder / "ppo.toml").write_text((RECIPE + PPO).format(folder=folder, corpus=tiny_corpus.folder))
+    shared = RECIPE.replace('kind = "ppo"', 'kind = "grpo"')
+    (folder / "grpo.toml").write_text((shared + GRPO).format(folder=folder, corpus=tiny_corpus.folder))
     words = ["train", str(tiny_corpus.recipe), *BASE]
     base = [*words, "--run.directory", str(folder / "base"), "--train.total_tokens", "2048", "--data.validation", "[]"]
     assert main(base) == 0

@@ -32,6 +32,10 @@ def prepared(instruct: Any, run: Path, *words: str) -> Any:
     ("words", "message"),
     [
         (["--data.sampling", "window"], "data.sampling = 'window' is invalid with objective.kind = 'ppo'"),
+        (
+            ["--objective.max_response_tokens", "32"],
+            "max_response_tokens = 32 is invalid: must be below data.seq_len = 32",
+        ),
         (["--objective.minibatch_episodes", "5"], "objective.minibatch_episodes = 5 is invalid: must divide the 16"),
         (["--objective.minibatch_episodes", "1"], "must be a multiple of batch.micro_batch_size x .* = 2. Use 2"),
         (["--data.validation", "[{ path = '{folder}/prompts' }]"], "data.validation is invalid with objective.kind"),

@@ -1,4 +1,4 @@
-"""Whole PPO runs: on every layout, killed in every phase, generated and replayed, and with wrong input."""
+"""Whole runs of PPO and GRPO: on every layout, killed in every phase, generated and replayed, with wrong input."""
 
 import json
 from pathlib import Path
@@ -20,15 +20,15 @@ LAYOUTS = {
 }
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
+def metrics(run: Path, kind: str = "ppo") -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "ppo/reward" in line]
+    return [line for line in lines if f"{kind}/reward" in line]
 
 
 def everything(run: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the newest checkpoints: weights and moments of policy, value and average."""
+    """All tensors of the newest checkpoints: weights and moments of policy and, with PPO, of value and average."""
     found = {}
-    for name in ("", "value", "ema"):
+    for name in ("", "value", "ema") if (run / "value").is_dir() else ("",):
         checkpoint, _ = find_latest(run / name / "checkpoints")
         assert checkpoint is not None, name
         found |= {f"{name}/{key}": tensor for key, tensor in read_tensors(checkpoint, list(checkpoint.index))}
@@ -37,6 +37,10 @@ def everything(run: Path) -> dict[str, torch.Tensor]:
 
 def words(instruct: Any, run: Path, *more: str) -> list[str]:
     return [str(instruct.recipe), "--run.directory", str(run), *more]
+
+
+def group_words(instruct: Any, run: Path, *more: str) -> list[str]:
+    return [str(instruct.group_recipe), "--run.directory", str(run), *more]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def one_process(instruct: Any, ppo_program: Any, folder: Path) -> Path:
     """Two iterations on one process."""
     run = folder / "one" / "run"
     assert not ppo_program.launch(
-        folder, {"name": "one", "nproc": 1, "words": words(instruct, run), "path": str(instruct.folder)}
+        folder, {"name": "one", "nproc": 1, "words": [words(instruct, run)], "path": str(instruct.folder)}
     )
     return run
 
@@ -83,38 +87,37 @@ def test_average_and_value_are_saved_with_the_policy(instruct: Any, one_process:
     assert state["optimizer_steps"] == 4
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("temperature", ["1.0", pytest.param("0.0", marks=pytest.mark.rehearse)])
 def test_an_iteration_is_the_same_on_every_layout(
     instruct: Any, ppo_program: Any, folder: Path, temperature: str
 ) -> None:
-    """Rollout, scores, advantages, updates with pre-training data: weights to 1e-5, tokens exactly."""
+    """PPO with pre-training data, and GRPO: rollout, scores, advantages, updates. Weights to 1e-5, tokens exactly."""
     more = ["--objective.temperature", temperature, "--train.total_steps", "1"]
     chosen = LAYOUTS if temperature == "1.0" else {name: LAYOUTS[name] for name in ("data 2", "tensor 2 x pipeline 2")}
-    runs = {}
     for name, (nproc, layout) in {"one": (1, list[str]()), **chosen}.items():
-        label = f"{name} at {temperature}"
-        run = runs[name] = folder / label / "run"
-        failed = ppo_program.launch(
-            folder,
-            {
-                "name": label,
-                "nproc": nproc,
-                "words": words(instruct, run, *layout, *more),
-                "path": str(instruct.folder),
-            },
-        )
+        own = folder / f"{name} at {temperature}"
+        both = [words(instruct, own / "ppo", *layout, *more), group_words(instruct, own / "grpo", *layout, *more)]
+        run = {"name": own.name, "nproc": nproc, "words": both, "path": str(instruct.folder)}
+        failed = ppo_program.launch(folder, run)
         assert not failed, failed
-    expected, (numbers,) = everything(runs["one"]), metrics(runs["one"])
     for name in chosen:
-        found = everything(runs[name])
-        assert found.keys() == expected.keys()
-        for key, tensor in expected.items():
-            assert torch.allclose(found[key], tensor, rtol=0, atol=1e-5), (name, key)
-        (line,) = metrics(runs[name])
-        for key in ("ppo/reward", "ppo/gold_reward", "ppo/length", "ppo/entropy", "ppo/advantage_std", "ppo/ptx_loss"):
-            assert line[key] == pytest.approx(numbers[key], abs=1e-5), (name, key)
-        assert line["ppo/first_ratio_error"] == 0.0, name
+        check_equal(folder / f"{name} at {temperature}", folder / f"one at {temperature}")
+
+
+def check_equal(found: Path, expected: Path) -> None:
+    """The same weights and metrics of one iteration of PPO and of GRPO."""
+    common = ["reward", "gold_reward", "length", "entropy", "advantage_std", "kl", "policy_loss"]
+    for kind, keys in ("ppo", [*common, "ptx_loss", "value_loss"]), ("grpo", common):
+        tensors, others = everything(found / kind), everything(expected / kind)
+        assert tensors.keys() == others.keys()
+        for key, tensor in others.items():
+            assert torch.allclose(tensors[key], tensor, rtol=0, atol=1e-5), (found.name, kind, key)
+        (line,), (numbers,) = metrics(found / kind, kind), metrics(expected / kind, kind)
+        for key in (f"{kind}/{key}" for key in keys):
+            assert line[key] == pytest.approx(numbers[key], abs=1e-5), (found.name, key)
+        assert line[f"{kind}/first_ratio_error"] == 0.0, found.name
+        assert line[f"{kind}/nan_rewards"] == 0
 
 
 @pytest.mark.timeout(600)
@@ -123,7 +126,7 @@ def test_rollouts_are_made_and_replayed_apart(instruct: Any, ppo_program: Any, f
     made, replayed = folder / "made" / "run", folder / "replayed" / "run"
 
     def launch(name: str, nproc: int, run: Path, *more: str) -> str:
-        one = {"name": name, "nproc": nproc, "words": words(instruct, run, *more), "path": str(instruct.folder)}
+        one = {"name": name, "nproc": nproc, "words": [words(instruct, run, *more)], "path": str(instruct.folder)}
         failed: str = ppo_program.launch(folder, one)
         return failed
 
@@ -140,36 +143,61 @@ def test_rollouts_are_made_and_replayed_apart(instruct: Any, ppo_program: Any, f
     assert not launch("old", 1, replayed, *replay, "2", "--objective.max_staleness", "1")
 
 
-KILLS = [
-    {"rank": 0, "at": "gpt.post_training.ppo.sampling:sample_responses", "call": 3, "signal": "SIGTERM"},
-    {"rank": 1, "at": "gpt.post_training.ppo.sampling:sample_responses", "call": 2},
+SAMPLING = "gpt.post_training.ppo.sampling:sample_responses"
+SAVING = "parallel.engines.checkpoints:SharedCheckpoints.save"
+STEP = "parallel.engines.native:NativeEngine.optimizer_step"
+PPO_KILLS = [
+    {"rank": 0, "at": SAMPLING, "call": 3, "signal": "SIGTERM"},
+    {"rank": 1, "at": SAMPLING, "call": 2},
     {"rank": 1, "at": "gpt.post_training.ppo.sampling:write_part", "call": 2, "after": True},
     {"rank": 0, "at": "gpt.post_training.ppo.scoring:gae", "call": 1},
-    {"rank": 1, "at": "parallel.engines.native:NativeEngine.optimizer_step", "call": 2},
-    {"rank": 0, "at": "parallel.engines.checkpoints:SharedCheckpoints.save", "call": 3},
+    {"rank": 1, "at": STEP, "call": 2},
+    {"rank": 0, "at": SAVING, "call": 3},
     {"rank": 0, "at": "gpt.post_training.ppo.rollout_files:discard_rollouts", "call": 1},
 ]
+INNER_KILLS = [  # rank 1 is a tensor rank of the first stage, 2 and 3 are the last stage
+    {"rank": 3, "at": SAMPLING, "call": 2},
+    {"rank": 1, "at": "gpt.post_training.ppo.scoring:gae", "call": 1},
+    {"rank": 2, "at": STEP, "call": 3},
+    {"rank": 3, "at": SAVING, "call": 3},
+]
+GROUP_KILLS = [
+    {"rank": 1, "at": SAMPLING, "call": 2},
+    {"rank": 0, "at": "gpt.post_training.ppo.scoring:group_advantages", "call": 2},
+    {"rank": 1, "at": STEP, "call": 2},
+    {"rank": 0, "at": SAVING, "call": 2},
+]
+KILLED = {
+    "PPO, data 2": ("ppo", 2, list[str](), PPO_KILLS),
+    "PPO, tensor 2 x pipeline 2": ("ppo", *LAYOUTS["tensor 2 x pipeline 2"], INNER_KILLS),
+    "GRPO, ZeRO 3": ("grpo", *LAYOUTS["ZeRO 3"], GROUP_KILLS),
+}
 
 
 @pytest.mark.timeout(900)
-def test_a_run_killed_in_every_phase_ends_with_the_same_bits(instruct: Any, ppo_program: Any, folder: Path) -> None:
+@pytest.mark.parametrize("case", KILLED)
+def test_a_run_killed_in_every_phase_ends_with_the_same_bits(
+    instruct: Any, ppo_program: Any, folder: Path, case: str
+) -> None:
     """After a signal in sampling; killed in sampling, scoring, between two updates, between two saves, at the start."""
-    for name in ("whole", "killed"):
-        run = folder / name / "run"
-        for i, kill in enumerate([*(KILLS if name == "killed" else []), None]):
+    kind, nproc, layout, kills = KILLED[case]
+    make = words if kind == "ppo" else group_words
+    whole, killed = folder / case / "whole", folder / case / "killed"
+    for run in (whole, killed):
+        for i, kill in enumerate([*(kills if run == killed else []), None]):
             one = {
-                "name": f"{name}/{i}",
-                "nproc": 2,
-                "words": words(instruct, run, "--train.total_steps", "3"),
+                "name": f"{case}/{run.name}_{i}",
+                "nproc": nproc,
+                "words": [make(instruct, run, *layout, "--train.total_steps", "3")],
                 "path": str(instruct.folder),
                 "kill": kill,
             }
             failed = ppo_program.launch(folder, one)
             assert bool(failed) == (kill is not None), failed or f"nobody was killed: {kill}"
-    whole, killed = (everything(folder / name / "run") for name in ("whole", "killed"))
-    assert whole.keys() == killed.keys()
-    for key, tensor in whole.items():
-        assert torch.equal(tensor, killed[key]), key
-    ignored = {"step_s", "ppo/episodes_per_s"}
-    for one, other in zip(metrics(folder / "whole" / "run"), metrics(folder / "killed" / "run"), strict=True):
+    expected, found = everything(whole), everything(killed)
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(tensor, found[key]), key
+    ignored = {"step_s", f"{kind}/episodes_per_s"}
+    for one, other in zip(metrics(whole, kind), metrics(killed, kind), strict=True):
         assert {key: one[key] for key in one.keys() - ignored} == {key: other[key] for key in one.keys() - ignored}

@@ -65,6 +65,29 @@ def test_another_model_batch_optimizer_or_data_is_refused(tiny_corpus, trained, 
         check_same_run(trained, saved, now)
 
 
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"kind": "sft"}, r"another objective \(objective\.kind: ppo -> sft\)"),
+        (
+            {"kind": "ppo", "rewards": [{"name": "rm", "run": "a/rm", "weight": 2.0}]},
+            r"objective\.rewards: .*run\.start",
+        ),
+        ({"kind": "ppo", "rewards": [{"name": "rm", "run": "b/rm", "weight": 1.0}], "beta": 0.5}, ""),
+    ],
+)
+def test_another_kind_of_objective_and_other_rewards_are_refused(tiny_corpus, trained, objective, message):
+    """A reward model is recognised by the digest of its checkpoint, so its folder may have moved."""
+    saved, now = saved_and_now(tiny_corpus, trained)
+    before = {"kind": "ppo", "rewards": [{"name": "rm", "run": "a/rm", "weight": 1.0}], "beta": 0.1}
+    saved["config"]["objective"], now["config"]["objective"] = before, objective
+    if not message:
+        assert any("objective.beta: 0.1 -> 0.5" in change for change in check_same_run(trained, saved, now))
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_same_run(trained, saved, now)
+
+
 def test_other_changes_are_reported(tiny_corpus, trained):
     saved, now = saved_and_now(tiny_corpus, trained, "--optimizer.learning_rate", 1e-3, "--batch.micro_batch_size", 1)
     changes = check_same_run(trained, saved, now)

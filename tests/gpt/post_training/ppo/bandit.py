@@ -80,9 +80,9 @@ class Recorded:
     def rewind(self, step: int) -> None: ...
 
 
-def engine(objective: Any, *, micro_batch_size: int, learning_rate: float | None) -> Engine:
+def engine(objective: Any, *, micro_batch_size: int, learning_rate: float | None, offload: bool = False) -> Engine:
     """An engine on this process. Weights are drawn with a large deviation, so that the reference is not uniform."""
-    parallel = ParallelConfig(precision="fp32", zero_stage=0)
+    parallel = ParallelConfig(precision="fp32", zero_stage=0, offload=offload)
     batch = BatchConfig(micro_batch_size=micro_batch_size, global_batch_tokens=micro_batch_size * SEQ_LEN)
     optimizer = None
     if learning_rate is not None:
@@ -131,8 +131,9 @@ def make(
     episodes: int,
     learning_rate: float,
     reward: Any = None,
+    offload: bool = False,
 ) -> Bandit:
-    """A run in a folder. The default process group must exist."""
+    """A run in a folder. The default process group must exist. `offload`: all models but the policy."""
     with TokenFileWriter(folder / "prompts", vocab_size=ARMS) as writer:
         for prompt in range(PROMPTS):
             writer.add_document(np.array([prompt]))
@@ -145,11 +146,16 @@ def make(
     objective, group = kind.build(z_loss=0.0), kind if isinstance(kind, GRPOConfig) else None
     models = PPOModels(
         policy=engine(objective, micro_batch_size=size, learning_rate=learning_rate),
-        reference=engine(objective, micro_batch_size=size, learning_rate=None),
-        value=engine(Value(clip=config.value_clip), micro_batch_size=size, learning_rate=config.value_learning_rate)
+        reference=engine(objective, micro_batch_size=size, learning_rate=None, offload=offload),
+        value=engine(
+            Value(clip=config.value_clip),
+            micro_batch_size=size,
+            learning_rate=config.value_learning_rate,
+            offload=offload,
+        )
         if group is None
         else None,
-        ema=None,
+        ema=engine(objective, micro_batch_size=size, learning_rate=None, offload=offload) if config.ema else None,
         rewards=[reward or TableReward()],
         gold=[],
     )

@@ -14,10 +14,11 @@ import torch.distributed as dist
 
 from gpt.errors import ConfigError
 from gpt.post_training.ppo.config import GRPOConfig, PPOConfig
-from gpt.post_training.ppo.episodes import Episodes
+from gpt.post_training.ppo.episodes import Episodes, make_episodes
 from gpt.post_training.ppo.measures import correlation, iteration_values
 from gpt.post_training.ppo.models import any_rank
-from gpt.post_training.ppo.rewards import FunctionReward
+from gpt.post_training.ppo.rewards import FunctionReward, ScalarReward
+from gpt.post_training.ppo.rollouts import SampledResponse
 from gpt.post_training.ppo.sampling import RolloutSource
 from gpt.post_training.ppo.saving import PPOSaver
 from gpt.post_training.ppo.scoring import score
@@ -115,6 +116,24 @@ def test_episodes_without_a_reward_are_counted_and_left_out(bandit: Any, tmp_pat
     assert any("4 of 16 episodes have a reward that is not finite" in text for text in run.metrics.events)
 
 
+def test_models_that_wait_in_host_memory_give_the_same_bits(bandit: Any, tmp_path: Path) -> None:
+    """Reference, value model with its optimizer, moving average, and the value model as a reward."""
+    ends = []
+    for name in ("kept", "offloaded"):
+        (tmp_path / name).mkdir()
+        config = PPOConfig(minibatch_episodes=8, ema=0.9, **CRITIC)
+        sizes = {"iterations": 2, "episodes": 16, "learning_rate": 1e-2}
+        run = bandit.make(tmp_path / name, config, offload=name == "offloaded", **sizes)
+        run.loop.models = replace(run.loop.models, rewards=[ScalarReward(run.loop.models.value)])
+        run.loop.train()
+        models = run.loop.models
+        weights = [model.weights_digest() for model in (models.policy, models.reference, models.value, models.ema)]
+        lines = [{**line, "step_s": 0.0, "ppo/episodes_per_s": 0.0} for line in run.metrics.lines]
+        ends.append((weights, lines))
+    assert ends[0] == ends[1]
+    assert len(set(ends[0][0])) == 4, "every model has moved, but the reference"
+
+
 def test_a_reward_function_that_fails_ends_the_run_with_one_line(bandit: Any, tmp_path: Path) -> None:
     def broken(prompts: list[str], responses: list[str]) -> list[float]:
         raise ValueError("no score today")
@@ -175,6 +194,30 @@ def test_what_does_not_count_changes_no_update(bandit: Any, tmp_path: Path) -> N
         assert tensor.isfinite().all()
     assert abs(float(scored.advantages[scored.mask].mean())) < 1e-6
     assert float(scored.advantages[scored.mask].std()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_padding_that_equals_the_end_token_is_no_end_token(bandit: Any, tmp_path: Path) -> None:
+    """TRL PR 5303: the end token has id 0 here, as all padding has. The true end counts, and no padding does."""
+    config = PPOConfig(minibatch_episodes=4, ema=0.0, missing_end_reward=-1.0, **CRITIC)
+    run = bandit.make(tmp_path, config, iterations=1, episodes=4, learning_rate=1e-3)
+    models = run.loop.models
+    models = replace(models, rewards=[ScalarReward(models.value)])
+    prompts, responses = [[1], [0], [1, 0], [2]], [[3, 0], [0], [0], [4]]  # the last one was cut, and padding follows
+    sampled = [SampledResponse(tokens, [-0.5] * len(tokens), tokens[-1] == 0) for tokens in responses]
+    episodes = make_episodes(0, prompts, sampled, seq_len=4, version=0)
+    assert episodes.responses() == responses
+    assert episodes.mask.int().tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0]]
+
+    padding = torch.arange(4) >= episodes.total_tokens[:, None]
+    other = replace(episodes, tokens=episodes.tokens.masked_fill(padding, 5))
+    found, expected = (score(one, run.loop.setup, models, beta=0.1, beat=lambda: None) for one in (episodes, other))
+    assert found.rewards[3] == -1.0
+    assert torch.equal(found.mask, episodes.mask)
+    for name in ("rewards", "log_probs", "reference_log_probs", "old_values", "advantages", "returns"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    values = models.value.token_values(found.episodes.batch())
+    ends = values.gather(1, (episodes.total_tokens - 1)[:, None])[:, 0]
+    assert torch.equal(found.rewards[:3], ends[:3].double()), "the score is read at the true end"
 
 
 @pytest.mark.timeout(300)
