@@ -75,6 +75,12 @@ COMMANDS = {
         "launch.commands.judging.compare",
         "let people compare the answers of several runs, blind; count their votes",
     ),
+    "choose": ("launch.commands.judging.choose", "choose a run's checkpoint by the reward of its answers"),
+    "tax": ("launch.commands.judging.tax", "compare few-shot tasks before and after alignment, item by item"),
+    "toxicity": (
+        "launch.commands.judging.toxicity",
+        "continue prompts, score the texts, and report how toxic they get",
+    ),
     "convert": ("launch.commands.convert", "convert a model to or from another library's format"),
     "parity": ("launch.commands.parity", "show that a recipe trains the same model on every layout"),
     "doctor": ("launch.commands.doctor", "show what this machine offers and what would break a run"),

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    only_text = bool(args.text) and args.tasks is None
+    only_text = (bool(args.text) or args.truthful_qa is not None) and args.tasks is None
     args.tasks = args.tasks or (["none"] if only_text else ["gpt3"])
     tasks = few_shot_tasks(args)
     for name in ("max_validation_tokens", "batch_tokens"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from gpt.errors import ConfigError, import_extra
 from gpt.evaluation.few_shot.gpt3_problems import words_of_file, words_of_python
 from gpt.evaluation.few_shot.tasks import FewShotOptions, OpenTasks, open_tasks
+from launch.evaluation.truthful_qa import TRUTHFUL_QA, make_truthful_qa
 from launch.processes.environment import stay_offline
 
 _PAPER = "paper"
@@ -72,6 +73,12 @@ def _add_problem_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with your own YAML tasks for lm-evaluation-harness; their Python functions are run",
     )
     parser.add_argument(
+        "--truthful-qa",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines in TruthfulQA's form: also ask truthful_qa_mc1 and truthful_qa_mc2",
+    )
+    parser.add_argument(
         "--log-samples",
         type=Path,
         metavar="DIR",
@@ -88,13 +95,18 @@ def _add_problem_arguments(parser: argparse.ArgumentParser) -> None:
 def few_shot_tasks(args: argparse.Namespace) -> OpenTasks | None:
     """Open the tasks that the options name; None for `--tasks none`. Fails before any model is loaded."""
     if args.tasks == ["none"]:
+        if args.truthful_qa is not None:
+            return _open_tasks(args, tasks=(), shots=["0"])
         if args.num_fewshot is not None:
             given = " ".join(args.num_fewshot)
             raise ConfigError(f"--num-fewshot {given} is invalid without few-shot tasks: name some with --tasks")
         return None
-    shots = _SHOTS if args.num_fewshot is None else args.num_fewshot
     if "none" in args.tasks:
         raise ConfigError(f"--tasks {' '.join(args.tasks)} is invalid: 'none' excludes other tasks.")
+    return _open_tasks(args, tasks=tuple(args.tasks), shots=args.num_fewshot or _SHOTS)
+
+
+def _open_tasks(args: argparse.Namespace, *, tasks: tuple[str, ...], shots: list[str]) -> OpenTasks:
     stay_offline()
     import_extra("lm_eval", extra="eval")
     if args.gpt3_data is not None and args.words is not None:
@@ -103,7 +115,7 @@ def few_shot_tasks(args: argparse.Namespace) -> OpenTasks | None:
         )
     return open_tasks(
         FewShotOptions(
-            tasks=tuple(args.tasks),
+            tasks=tasks,
             shots=_numbers(shots),
             paper_shots=_PAPER in shots,
             limit=args.limit,
@@ -116,6 +128,7 @@ def few_shot_tasks(args: argparse.Namespace) -> OpenTasks | None:
             normalise=tuple(dict.fromkeys(args.normalise)),
             clean_subset=args.clean_subset,
             include_path=args.include_path,
+            own=() if args.truthful_qa is None else ((make_truthful_qa(args.truthful_qa), TRUTHFUL_QA),),
         )
     )
 

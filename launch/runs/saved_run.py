@@ -16,6 +16,7 @@ from torch import Tensor
 from gpt.adapters.config import adapter_of, adapter_shapes, is_adapter
 from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
+from gpt.files.json_files import read_json_object
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.heads import VocabularyHead
@@ -35,7 +36,8 @@ from parallel.checkpoint.manifest import MANIFEST
 T = TypeVar("T")
 
 BEST = -1  # in place of a step: that of the best checkpoint
-STEP_HELP = "the checkpoint of this step, or `best` by checkpoint.keep_best (default: the newest whole)"
+CHOSEN = "chosen.json"  # in a run directory: the step that `triaxial choose` chose
+STEP_HELP = "the checkpoint of this step, or `best` by `triaxial choose` or checkpoint.keep_best (default: the newest)"
 _MODEL = "model."  # prefix of the names of weights in a checkpoint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -180,12 +182,16 @@ def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Checkpoint, lis
 
 
 def best_step(path: Path, one: Path | None) -> int:
-    """The step of the best checkpoint of a run, as its newest one records it. Collective over all ranks."""
+    """The step of the best checkpoint of a run: that of CHOSEN, else as its newest one records it. Collective."""
+    if one is None and (path / CHOSEN).is_file():
+        chosen = read_json_object(path / CHOSEN).get("step")
+        if isinstance(chosen, int):
+            return chosen
     best = find_checkpoint(path, None)[1].state.get("loop", {}).get("best")
     if one is not None or not isinstance(best, dict):
         raise ConfigError(
-            f"--step best is invalid: {path} is not the directory of a run that evaluated with checkpoint.keep_best. "
-            f"Use --step N"
+            f"--step best is invalid: {path} is not the directory of a run that evaluated with checkpoint.keep_best "
+            f"or that `triaxial choose` has read. Use --step N"
         )
     return Best.from_json(best).step
 

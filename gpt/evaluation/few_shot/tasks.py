@@ -26,7 +26,8 @@ class FewShotOptions:
     `shots`: numbers of examples. `paper_shots`: also 0, 1 and the paper's number, if that many fit.
     `limit`: items per task, None for all. `gpt3_data`: the folder of openai/gpt-3's files.
     `clean_subset`: the examples.jsonl of an overlap analysis. `include_path`: a folder with the user's own YAML tasks
-    for the harness, whose `!function` entries run as code.
+    for the harness, whose `!function` entries run as code. `own`: folders that we wrote for it, with the names of their
+    tasks, which show no further examples.
     """
 
     tasks: tuple[str, ...]
@@ -42,6 +43,7 @@ class FewShotOptions:
     normalise: tuple[str, ...] = ()
     clean_subset: Path | None = None
     include_path: Path | None = None
+    own: tuple[tuple[Path, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         if any(shots < 0 for shots in self.shots) or not (self.shots or self.paper_shots):
@@ -137,6 +139,7 @@ def open_tasks(options: FewShotOptions) -> OpenTasks:
         for shots in options.shots
         if others
     ]
+    loaded += [load_harness_tasks(names, 0, include_path=folder) for folder, names in options.own]
     return OpenTasks(options, generated, loaded, _overlap(options, rules, loaded))
 
 

@@ -68,7 +68,7 @@ def test_another_model_batch_optimizer_or_data_is_refused(tiny_corpus, trained, 
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        ({"kind": "sft"}, r"another objective \(objective\.kind: ppo -> sft\)"),
+        ({"kind": "sft"}, r"another objective \(objective\.kind: ppo -> sft"),
         (
             {"kind": "ppo", "rewards": [{"name": "rm", "run": "a/rm", "weight": 2.0}]},
             r"objective\.rewards: .*run\.start",
