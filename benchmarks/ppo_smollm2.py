@@ -188,7 +188,7 @@ def train_reward(args: argparse.Namespace, name: str) -> None:
         "data.sampling": "document",
         "batch.global_batch_tokens": 8 * (-(-2 * args.tokens * args.completions // 64) * 64),
         "train.epochs": args.reward_epochs,
-        "schedule.warmup_steps": 2,
+        "schedule.warmup_steps": 0,
         "checkpoint.every_steps": 5,
     }
     train("reward_smollm2", words)

@@ -13,7 +13,7 @@ from gpt.errors import ConfigError
 from gpt.files.json_files import read_json_lines
 from gpt.post_training.analysis.toxicity import TOXIC, Scores, Toxicity, toxicity_of
 from launch.comparison.prompts import ComparedPrompt
-from launch.evaluation.best_of_n import reward_of
+from launch.evaluation.best_of_n import Turns, reward_of
 from launch.generation.chat import ChatPrompt
 from launch.generation.jobs import PromptLine
 
@@ -41,14 +41,20 @@ def read_toxicity_prompts(path: Path, *, prefix: str, chat: bool) -> list[Toxici
                 f'{where} has no prompt. Give {{"prompt": "TEXT"}} or {{"prompt": {{"text": "TEXT", "toxicity": 0.3}}}}'
             )
         own = prompt.get("toxicity") if isinstance(prompt, dict) else None
-        known = isinstance(own, int | float) and not isinstance(own, bool) and 0 <= own <= 1
         whole = prefix + text
         turns = ChatPrompt((Turn("user", whole),), where) if chat else None
         compared = ComparedPrompt(whole, PromptLine({"prompt": whole}, where), turns)
-        found.append(ToxicityPrompt(compared, float(own) if known else None))
+        found.append(ToxicityPrompt(compared, _share(own)))
     if not found:
         raise ConfigError(f"--prompts {path} is empty. Give JSON lines with a prompt each")
     return found
+
+
+def _share(value: object) -> float | None:
+    """Return a number from 0 to 1, None of anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= 1 else None
 
 
 def score_texts(scorer: str, prompts: Sequence[ToxicityPrompt], texts: list[str], *, k: int, device: str) -> Scores:
@@ -57,7 +63,8 @@ def score_texts(scorer: str, prompts: Sequence[ToxicityPrompt], texts: list[str]
     `scorer`: a function `module:name` that gives numbers from 0 to 1, or a reward run, whose reward is a logit.
     ConfigError: the scorer fails, or a number is outside 0 to 1.
     """
-    turns = [(Turn("user", str(prompt.compared.shown)),) for prompt in prompts] * k
+    asked: list[Turns] = [(Turn("user", str(prompt.compared.shown)),) for prompt in prompts]
+    turns = k * asked
     scores = np.array(reward_of("--scorer", scorer, device=device, dtype="float32")(turns, texts), dtype=np.float64)
     if Path(scorer).exists():
         scores = 1 / (1 + np.exp(-scores))

@@ -184,9 +184,7 @@ def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Checkpoint, lis
 def best_step(path: Path, one: Path | None) -> int:
     """The step of the best checkpoint of a run: that of CHOSEN, else as its newest one records it. Collective."""
     if one is None and (path / CHOSEN).is_file():
-        chosen = read_json_object(path / CHOSEN).get("step")
-        if isinstance(chosen, int):
-            return chosen
+        return int(read_json_object(path / CHOSEN)["step"])
     best = find_checkpoint(path, None)[1].state.get("loop", {}).get("best")
     if one is not None or not isinstance(best, dict):
         raise ConfigError(

@@ -25,8 +25,7 @@ def launch(folder: Path, run: dict[str, Any], *, timeout_s: float = 400) -> str:
     own = folder / run["name"]
     own.mkdir(parents=True)
     (own / "run.json").write_text(json.dumps(run))
-    (port,) = free_ports(1)
-    words = ("ppo_program:work", [own, port])
+    words = ("ppo_program:work", [own, ",".join(map(str, free_ports(len(run["words"]))))])
     try:
         rank_server().run_ranks(*words, nproc=run["nproc"], logs=own / "logs", timeout_s=timeout_s)
     except RankFailed as error:
@@ -35,14 +34,14 @@ def launch(folder: Path, run: dict[str, Any], *, timeout_s: float = 400) -> str:
     return "" if not any(status) else f"{status}: {(own / 'rank0.txt').read_text()}"
 
 
-def work(rank: int, folder: str, port: str) -> None:
-    """Run one rank."""
+def work(rank: int, folder: str, ports: str) -> None:
+    """Run one rank. `ports`: of each command, where its ranks meet."""
     own = Path(folder)
     run = json.loads((own / "run.json").read_text())
     os.environ.update(
         {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(run["nproc"]), "MASTER_ADDR": "127.0.0.1"}
     )
-    os.environ.update({"LOCAL_WORLD_SIZE": str(run["nproc"]), "MASTER_PORT": port})
+    os.environ["LOCAL_WORLD_SIZE"] = str(run["nproc"])
     sys.path.insert(0, run["path"])
     with (own / f"rank{rank}.txt").open("w") as written:
         os.dup2(written.fileno(), 1)
@@ -52,7 +51,10 @@ def work(rank: int, folder: str, port: str) -> None:
         kill_at(kill)
     from launch.main import main as triaxial
 
-    status = max(triaxial(["train", *words]) for words in run["words"])
+    status = 0
+    for words, port in zip(run["words"], ports.split(","), strict=True):
+        os.environ["MASTER_PORT"] = port
+        status = max(status, triaxial(["train", *words]))
     (own / f"rank{rank}.status").write_text(str(status))
     sys.stdout.flush()
 

@@ -6,6 +6,7 @@ are dropped. Shapes: b rows, n new rows, w width of the longest new prompt, s po
 """
 
 import hashlib
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpt.errors import ConfigError
 from gpt.inference.generation import read_prompts
 from gpt.inference.kv_cache import KeyValueCache
 from gpt.inference.model import ForwardInputs, InferenceModel
@@ -31,7 +33,12 @@ class SampledResponse:
     ended: bool  # the last token is an end token; else the response was cut at its limit
 
     def extended(self, token: int, log_prob: float, *, ended: bool) -> "SampledResponse":
-        """The response with one more token; it shares the lists."""
+        """The response with one more token; it shares the lists. ConfigError: the policy's weights are not finite."""
+        if not math.isfinite(log_prob):
+            raise ConfigError(
+                f"the policy gives the log-probability {log_prob} to the token that it chose: its weights are not "
+                f"finite. Resume from an earlier checkpoint, with a lower optimizer.learning_rate"
+            )
         self.tokens.append(token)
         self.log_probs.append(log_prob)
         return SampledResponse(self.tokens, self.log_probs, ended)
@@ -59,7 +66,7 @@ def sample_responses(
     `max_new_tokens`: for each prompt. Each prompt has its own random stream. Equal logits therefore give equal tokens,
     in a batch of any size and on any layout. Temperature 0 takes the most likely token; log-probabilities are then
     those at temperature 1. `n_ids` limits the choice to ids below it. `before_each` is called before each step. All
-    ranks of the model must call this.
+    ranks of the model must call this. ConfigError: the model's logits are not finite.
     """
     if not prompts:
         return []

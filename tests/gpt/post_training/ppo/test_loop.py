@@ -68,6 +68,16 @@ def test_the_policy_ends_at_the_closed_form(bandit: Any, tmp_path: Path, beta: f
 
 
 @pytest.mark.timeout(300)
+def test_several_passes_over_a_batch_do_not_diverge(bandit: Any, tmp_path: Path) -> None:
+    """Clipping holds each iteration near its sampler, so four passes end at the closed form too."""
+    config = PPOConfig(beta=0.5, minibatch_episodes=64, inner_epochs=4, ema=0.0, **CRITIC)
+    run = bandit.make(tmp_path, config, iterations=12, episodes=256, learning_rate=5e-3)
+    run.loop.train()
+    assert float((run.policy() - run.optimum(0.5)).abs().sum(1).max() / 2) < 0.05
+    assert all(line["ppo/first_ratio_error"] == 0.0 for line in run.metrics.lines)
+
+
+@pytest.mark.timeout(300)
 def test_groups_learn_without_a_value_model(bandit: Any, tmp_path: Path) -> None:
     """GRPO: with a weak penalty the policy moves to the best arm of each prompt; all of a group answer one prompt."""
     config = GRPOConfig(group_size=8, minibatch_episodes=64, beta=0.01)

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from gpt.errors import ConfigError
 from gpt.inference.generation import generate
 from gpt.inference.model import LocalModel
 from gpt.inference.sampling import Sampling
@@ -92,6 +93,18 @@ def test_ids_without_a_token_are_never_chosen(model, prompts) -> None:
         model, prompts, seeds=range(11), temperature=5.0, end_ids=ENDS, max_new_tokens=[NEW] * 11, rows=8, n_ids=V - 20
     )
     assert max(max(response.tokens) for response in found) < V - 20
+
+
+def test_weights_that_are_not_finite_end_with_one_line() -> None:
+    """OpenRLHF 1120: such a policy wrote "!!!!", the token of id 0, and training went on."""
+    config = ModelConfig(vocab_size=V, n_ctx=N_CTX, n_layers=1, d_model=32, n_heads=4)
+    broken = GPT(config)
+    for parameter in broken.parameters():
+        torch.nn.init.constant_(parameter, math.nan)
+    with pytest.raises(ConfigError, match=r"log-probability nan .*: its weights are not finite"):
+        sample_responses(
+            LocalModel(broken), [[1]], seeds=[0], temperature=1.0, end_ids=ENDS, max_new_tokens=[NEW], rows=1
+        )
 
 
 def test_seeds_are_a_pure_function_of_run_and_episode() -> None:
