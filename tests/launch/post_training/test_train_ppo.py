@@ -92,12 +92,19 @@ def test_average_and_value_are_saved_with_the_policy(instruct: Any, one_process:
 def test_an_iteration_is_the_same_on_every_layout(
     instruct: Any, ppo_program: Any, folder: Path, temperature: str
 ) -> None:
-    """PPO with pre-training data, and GRPO: rollout, scores, advantages, updates. Weights to 1e-5, tokens exactly."""
+    """PPO with pre-training data, and GRPO: rollout, scores, advantages, updates. Weights to 1e-5, tokens exactly.
+
+    GRPO here reads no text, so the gradients of many rows of the embedding are rounding errors. Adam divides them by
+    themselves, unless its eps is larger than they are.
+    """
     more = ["--objective.temperature", temperature, "--train.total_steps", "1"]
     chosen = LAYOUTS if temperature == "1.0" else {name: LAYOUTS[name] for name in ("data 2", "tensor 2 x pipeline 2")}
     for name, (nproc, layout) in {"one": (1, list[str]()), **chosen}.items():
         own = folder / f"{name} at {temperature}"
-        both = [words(instruct, own / "ppo", *layout, *more), group_words(instruct, own / "grpo", *layout, *more)]
+        both = [
+            words(instruct, own / "ppo", *layout, *more),
+            group_words(instruct, own / "grpo", *layout, *more, "--optimizer.eps", "1e-5"),
+        ]
         run = {"name": own.name, "nproc": nproc, "words": both, "path": str(instruct.folder)}
         failed = ppo_program.launch(folder, run)
         assert not failed, failed
