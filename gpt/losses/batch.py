@@ -67,8 +67,15 @@ class Batch:
         tensors = self.tensors()
         if device.type != "cuda" or self.inputs.device.type != "cpu":  # the host must wait for a copy that it reads
             return Batch.from_tensors({name: tensor.to(device) for name, tensor in tensors.items()})
-        pinned = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        pinned = self.pinned().tensors()
         return Batch.from_tensors({name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()})
+
+    def pinned(self) -> "Batch":
+        """The batch in page-locked memory; tensors that are there already are kept.
+
+        torch's allocator gives the memory to nobody else before the copies from it, which follow the stream, are done.
+        """
+        return Batch.from_tensors({name: tensor.pin_memory() for name, tensor in self.tensors().items()})
 
     def split(self, rows: int) -> Iterator["Batch"]:
         """Micro-batches of `rows` rows, in order."""

@@ -42,11 +42,14 @@ class BatchReader:
         return self._with_keys(self.objective.batch(self.data.read(positions)), positions)
 
     def read_ahead(self, step: int, skipped: SkippedData) -> None:
-        """Read the batch of a step for the next `read`, while the GPU works. Without a GPU there is nothing to hide."""
+        """Read the batch of a step into pinned memory for the next `read`, while the GPU works.
+
+        Without a GPU there is nothing to hide.
+        """
         if not torch.cuda.is_initialized() or step >= self.run.steps:  # type: ignore[no-untyped-call]
             return
         try:
-            self._ahead = step, skipped, self.read(step, skipped)
+            self._ahead = step, skipped, self.read(step, skipped).pinned()
         except Exception:
             self._ahead = None  # the read of the step itself meets the fault, and handles it
 

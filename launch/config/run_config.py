@@ -32,6 +32,8 @@ from parallel.health.config import HealthConfig
 from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import Layout, resolve_layout
 
+NCCL_PREFIXES = ("NCCL_", "TORCH_NCCL_", "TORCH_FR_")  # the last: torch's record of collectives
+
 
 @dataclass(frozen=True)
 class RunSection:
@@ -54,6 +56,9 @@ class RunSection:
     """Seconds after which a collective that some rank never joined fails."""
     restart_pause_s: float = 15.0
     """Seconds before the restart of a run that made no progress. Each further pause is 4 times as long."""
+    nccl: dict[str, str] = field(default_factory=dict)
+    """Environment variables of NCCL, and of torch's use of it, for every rank on GPUs: { NCCL_IB_HCA = "mlx5" }. A
+    variable that is set already keeps its value."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -71,6 +76,12 @@ class RunSection:
             raise ConfigError(
                 f"run.restart_pause_s = {self.restart_pause_s:g} is invalid: must be from 0 to 300 seconds"
             )
+        for name in self.nccl:
+            if not name.startswith(NCCL_PREFIXES):
+                raise ConfigError(
+                    f"run.nccl.{name} is invalid: not a variable of NCCL. Use names that start with "
+                    f"{', '.join(NCCL_PREFIXES[:-1])} or {NCCL_PREFIXES[-1]}"
+                )
 
 
 @dataclass(frozen=True)

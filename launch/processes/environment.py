@@ -236,15 +236,19 @@ def ray_cluster(address: str | None) -> str | None:
     return address
 
 
+def set_unless_set(settings: Mapping[str, str]) -> None:
+    """Set variables that the user has not set. Call it before the first use of the library that reads them."""
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
 def make_libraries_deterministic() -> None:
     """Make cuBLAS and NCCL give the same bits on each run. Call it before the first use of CUDA.
 
     ConfigError if the user's CUBLAS_WORKSPACE_CONFIG prevents that.
     """
-    for name, value in DETERMINISTIC_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    found = os.environ["CUBLAS_WORKSPACE_CONFIG"]
-    if found not in (":4096:8", ":16:8"):
+    set_unless_set(DETERMINISTIC_SETTINGS)
+    if (found := os.environ["CUBLAS_WORKSPACE_CONFIG"]) not in (":4096:8", ":16:8"):
         raise ConfigError(
             f"run.deterministic = true: the environment variable CUBLAS_WORKSPACE_CONFIG = '{found}' lets cuBLAS give "
             f"other bits each time. Unset it, or set :4096:8"
@@ -275,8 +279,7 @@ def rank_environment(nproc: int, threads: int | None, *, saved_file: Path) -> di
 def set_for_ranks(settings: Mapping[str, str], *, one_node: bool) -> None:
     """Set these and the defaults for all ranks that this process will start; on one node keep them on loopback."""
     os.environ.update(settings)
-    for name, value in _default_settings(one_node=one_node).items():
-        os.environ.setdefault(name, value)
+    set_unless_set(_default_settings(one_node=one_node))
 
 
 def _default_settings(*, one_node: bool) -> dict[str, str]:
@@ -290,10 +293,7 @@ def _default_settings(*, one_node: bool) -> dict[str, str]:
 
 
 def quiet_elastic_logs() -> None:
-    """Silence the log lines of torch elastic unless the user set LOGLEVEL: launch.torchrun reports failures itself.
-
-    Call it after the import of torch.distributed.run.
-    """
+    """Silence torch elastic, once imported, unless the user set LOGLEVEL: launch.torchrun reports failures itself."""
     if "LOGLEVEL" not in os.environ:
         for name in list(logging.root.manager.loggerDict):
             if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):

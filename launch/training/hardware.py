@@ -12,7 +12,8 @@ import torch
 
 from gpt.errors import ConfigError
 from gpt.model.attention import check_kernel_on_gpu
-from launch.config.run_config import RunConfig
+from launch.config.run_config import RunConfig, RunSection
+from launch.processes.environment import make_libraries_deterministic, set_unless_set
 from parallel.axes.precision import ARITHMETIC
 from parallel.engines.capabilities import check_engine_device
 from parallel.layout.config import Precision
@@ -72,6 +73,13 @@ def check_hardware(config: RunConfig, layout: Layout, device: torch.device) -> N
             seq_len=config.data.seq_len,
             e=config.model.d_head,
         )
+
+
+def prepare_gpu_libraries(run: RunSection) -> None:
+    """Set the variables that NCCL and cuBLAS read at their first use."""
+    set_unless_set(run.nccl)
+    if run.deterministic:
+        make_libraries_deterministic()
 
 
 def check_capability(precision: Precision, found: tuple[int, int]) -> None:

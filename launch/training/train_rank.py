@@ -28,7 +28,6 @@ from launch.processes.determinism import deterministic
 from launch.processes.environment import (
     ClusterEnvironment,
     bootstrap_in_this_process,
-    make_libraries_deterministic,
     stay_offline,
 )
 from launch.processes.error_reports import leave_word
@@ -52,7 +51,7 @@ from launch.training.build import (
     watch_steps,
 )
 from launch.training.checkpoint_space import check_space
-from launch.training.hardware import check_hardware
+from launch.training.hardware import check_hardware, prepare_gpu_libraries
 from launch.training.local_tier import check_fast_directory, run_identity
 from launch.training.prediction import keep_prediction, known_machine
 from launch.training.recipe_warnings import recipe_warnings
@@ -151,8 +150,8 @@ def prepare(
     check_objective(config)
     if device.type == "cpu":
         keep_freed_memory()
-    elif config.run.deterministic:
-        make_libraries_deterministic()
+    else:
+        prepare_gpu_libraries(config.run)
     with ledger.span("start_up/data"):
         data, validation = open_data(config)
         warnings = check_data(config, data, validation)

@@ -154,7 +154,8 @@ def _scales(largest: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rounded(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return (x * scale).to(dtype)
+    """Rounded numbers, row by row in memory: gradients may come transposed, and tensor cores refuse these."""
+    return (x * scale).to(dtype).contiguous()
 
 
 def _by_columns(x: Tensor) -> Tensor:

@@ -40,12 +40,16 @@ def test_ranks_share_a_step_in_order_whatever_their_number(small, corpus, skippe
 def test_a_batch_read_ahead_is_used_for_its_step_alone(small, corpus, monkeypatch):
     """As where a GPU is in use. Another step or other skipped data are read again; the last step has no next."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     run, (data, _) = small.run_of(), small.data_of(corpus)
     reads, read = [], data.read
     monkeypatch.setattr(data, "read", lambda positions: reads.append(list(positions)) or read(positions))
     (ahead,), (plain,) = readers(run, data, 1), readers(run, data, 1)
     for step, wanted, skipped in ((1, 1, SkippedData()), (1, 2, SkippedData()), (1, 1, SkippedData.stated([(4, 6)]))):
+        pinned.clear()
         ahead.read_ahead(step, SkippedData())
+        assert len(pinned) == 2, "inputs and targets wait in pinned memory"
         reads.clear()
         batch = ahead.read(wanted, skipped)
         assert len(reads) == ((step, skipped) != (wanted, SkippedData()))

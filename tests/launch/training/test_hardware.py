@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gpt.errors import ConfigError
-from launch.training.hardware import check_capability, missing_peak, n_cores, peak_flops_per_s
+from launch.config.run_config import RunSection
+from launch.training.hardware import check_capability, missing_peak, n_cores, peak_flops_per_s, prepare_gpu_libraries
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,16 @@ def test_a_gpus_peak_comes_from_the_table_times_the_number_of_devices(monkeypatc
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     found = peak_flops_per_s(torch.device("cuda"), bf16=bf16, world_size=16, local_world_size=8)
     assert found == 16 * peak
+
+
+def test_variables_of_nccl_come_from_the_recipe_unless_they_are_set(monkeypatch, tmp_path):
+    monkeypatch.setenv("NCCL_IB_HCA", "mine")
+    monkeypatch.setenv("NCCL_MIN_CTAS", "")  # so that its value after this test is the one before
+    monkeypatch.delenv("NCCL_MIN_CTAS")
+    prepare_gpu_libraries(RunSection(tmp_path, nccl={"NCCL_IB_HCA": "mlx5", "NCCL_MIN_CTAS": "8"}))
+    assert (os.environ["NCCL_IB_HCA"], os.environ["NCCL_MIN_CTAS"]) == ("mine", "8")
+    with pytest.raises(ConfigError, match=r"run.nccl.LD_PRELOAD is invalid: not a variable of NCCL. Use names that"):
+        RunSection(tmp_path, nccl={"LD_PRELOAD": "x.so"})
 
 
 def test_fp8_is_refused_on_gpus_without_it():
