@@ -25,8 +25,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
-COPIED = ("gpt", "parallel", "data_prep", "launch")
-NEED_DATA = ("add_a_filter", "fine_tune", "first_model", "your_own_data")  # pages that prepare a corpus
+COPIED = ("gpt", "parallel", "data_prep", "launch", "slurm")
+NEED_DATA = ("add_a_filter", "cluster", "fine_tune", "first_model", "your_own_data")  # pages that prepare a corpus
 BLOCK = re.compile(r"(?ms)^```(\w*)\n(.*?)^```$")
 NAMED = re.compile(r"`([\w./-]+)`:\s*\Z")
 
