@@ -6,10 +6,10 @@ Each round makes a fresh copy of this checkout and runs `triaxial init`, `prepar
 until `train` prints its first loss. Python and its packages are installed already: the interpreter that runs this
 script is used. With `--nanogpt`, a checkout of nanoGPT does the same job in the same rounds, by the commands of its
 README for a computer without a GPU: the text is copied to where its script looks for it, as characters instead of byte
-pairs. With `--litgpt`, the Python of an environment with litgpt, so does litgpt, by its README's way to pretrain on one's
-own texts and its smallest model. That way begins with `litgpt download`, for a tokenizer; here the folder of a tokenizer
-is copied instead, which needs no network and less time. The models are not the same, so only the way to the first loss
-is compared.
+pairs. With `--litgpt`, the Python of an environment with litgpt, so does litgpt, by its README's way to pretrain on
+one's own texts, with its smallest model. That way begins with `litgpt download`, for a tokenizer. Here the folder of a
+tokenizer is copied instead, which needs no network and less time. The models are not the same, so only the way to the
+first loss is compared.
 
 The output has the seconds of each command and their sum, as wall time and as processor time of all its processes. Its
 last line is JSON: the medians of the sums, and each peer's divided by ours.
@@ -45,7 +45,8 @@ LITGPT = (
 )
 # litgpt wants two files at least: it keeps the first one for validation.
 SPLIT = (
-    "import pathlib, sys; text = pathlib.Path(sys.argv[1]).read_text(); folder = pathlib.Path('texts'); folder.mkdir(); "
+    "import pathlib, sys; text = pathlib.Path(sys.argv[1]).read_text(); folder = pathlib.Path('texts'); "
+    "folder.mkdir(); "
     "cut = len(text) // 10; (folder / 'a.txt').write_text(text[:cut]); (folder / 'b.txt').write_text(text[cut:])"
 )
 LIMIT_S = 1500.0
@@ -155,7 +156,7 @@ def litgpt(text: Path, python: str, tokenizer: Path) -> Way:
 
 
 def run(way: Way) -> tuple[list[float], list[float]]:
-    """The seconds of each command, of the wall and of processors; the last one up to its first loss. In a new folder."""
+    """Wall and processor seconds of each command in a new folder, the last one up to its first loss."""
     with tempfile.TemporaryDirectory(prefix="entrance-") as name:
         way.setup(Path(name))
         folder = Path(name) / "clone"
