@@ -109,7 +109,9 @@ def check_run_directory(directory: Path) -> None:
         raise ConfigError(f"{directory}: no such directory. Give the run.directory of a training run.")
     known = (METRICS, EVENTS, LEDGER, SUMMARY, CONFIG, "checkpoints")
     if not any((directory / name).exists() for name in known):
-        raise ConfigError(f"{directory} is not a run directory: it contains none of {', '.join(known)}")
+        inside = directory / "run"  # where the recipes of `triaxial init` put it
+        meant = f". Did you mean {inside}?" if any((inside / name).exists() for name in known) else ""
+        raise ConfigError(f"{directory} is not a run directory: it contains none of {', '.join(known)}{meant}")
 
 
 def read_takes(path: Path, problems: list[str]) -> list[Take]:

@@ -131,7 +131,11 @@ def test_a_recipe_prepares_such_files(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "corpus", "parameters", "operations"),
-    [("gpt2_124m", "fineweb_edu_10b", 124.4e6, 8.6e18), ("tinystories_10m", "tinystories", 10.4e6, 3.5e16)],
+    [
+        ("gpt2_124m", "fineweb_edu_10b", 124.4e6, 8.6e18),
+        ("tinystories_10m", "tinystories", 10.4e6, 3.5e16),
+        ("c4_1.3b", "c4_en", 1315.6e6, 2.4e20),
+    ],
 )
 def test_a_training_recipe_reads_what_its_corpus_recipe_writes(name, corpus, parameters, operations):
     config = read_run_config(name, [])

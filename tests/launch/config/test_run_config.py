@@ -48,7 +48,7 @@ def test_a_recipe_has_the_papers_values(name):
     assert learning_rate(config.schedule, rate, 260_000_000_000) == pytest.approx(rate / 10)
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", [*PAPER, "c4_1.3b"])
 def test_a_recipe_fits_the_cluster_in_its_comment(name):
     text = find_recipe(name).read_text()
     gpus, tensor, pipeline, data, micro = re.search(

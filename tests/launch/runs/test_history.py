@@ -76,3 +76,12 @@ def test_a_folder_that_is_not_a_run_directory_is_refused(tmp_path: Path) -> None
     write_metrics(tmp_path / "metrics.jsonl", (1, 5.0), (2, 4.0))
     history = read_history(tmp_path)
     assert (history.last_step, history.last("loss"), history.setting("run", "seed")) == (2, 4.0, None)
+
+
+def test_the_folder_above_a_run_is_answered_with_the_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ConfigError, match=r"is not a run directory.* checkpoints$"):
+        read_history(tmp_path)
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match=rf"Did you mean {tmp_path / 'run'}\?"):
+        read_history(tmp_path)
