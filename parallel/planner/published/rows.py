@@ -80,17 +80,25 @@ def published_runs(rows: list[dict[str, str]], hardware: Hardware) -> tuple[list
 
 
 def _run(row: dict[str, str], hardware: Hardware) -> PublishedRun:
+    stack = stack_of(row, hardware)
+    jobs, cluster = jobs_of(row, stack), cluster_of(row, hardware)
+    return PublishedRun(row["id"], source_of(row), jobs, cluster, stack, _seconds(row, jobs[0], cluster))
+
+
+def jobs_of(row: dict[str, str], stack: Stack) -> tuple[Job, ...]:
+    """The settings that agree with a row, at least one. ConfigError: a needed value is missing, or none agrees."""
     empty = [key for key in NEEDED if row[key] in UNKNOWN]
     if empty:
         raise ConfigError(f"{', '.join(empty)} {'are' if len(empty) > 1 else 'is'} missing")
-    stack = stack_of(row, hardware)
     jobs = tuple(_jobs(row, stack, _precision(row.get("precision") or "bf16")))
     if not jobs:
         raise ConfigError("no setting of micro-batch and stages fits it")
-    cluster = cluster_of(row, hardware)
-    return PublishedRun(
-        row["id"], _source(row.get("source") or ""), jobs, cluster, stack, _seconds(row, jobs[0], cluster)
-    )
+    return jobs
+
+
+def source_of(row: dict[str, str]) -> str:
+    """The work that a row's source names."""
+    return _source(row.get("source") or "")
 
 
 def _precision(text: str) -> str:
@@ -193,6 +201,7 @@ def _model(row: dict[str, str]) -> ModelConfig:
         n_kv_heads=_number(row.get("kv_groups"), heads),
         d_ff=wide,
         activation="swiglu" if gated else "gelu",
+        positions="rope" if gated or "rope" in note else "learned",
         tied=(row.get("tied_emb") or "1") != "0",
     )
 
