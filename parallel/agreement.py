@@ -174,6 +174,15 @@ def _device(group: dist.ProcessGroup | None) -> torch.device:
     )
 
 
+def wait_for_all() -> None:
+    """Wait until every rank of the default process group has called this.
+
+    NCCL is told this rank's GPU: otherwise torch warns that it takes the current one.
+    """
+    device = _device(None)
+    dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
+
+
 def _scatter(values: list[_T], group: Group) -> _T:
     """This rank's value out of rank 0's `values`, one per rank."""
     if not is_distributed() or group is ALONE:

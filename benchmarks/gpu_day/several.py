@@ -11,7 +11,6 @@ import torch.distributed as dist
 from engines import batches, build, settings_of
 from job import Check, Job, LeftOut, finish, holds, triaxial
 from runs import recipe
-from torch.autograd.profiler import profile
 
 from gpt.files.json_files import read_json_object
 from gpt.model.attention import kernel_order
@@ -20,11 +19,12 @@ from gpt.model.gpt3_sizes import shape_of_parameters
 from gpt.training.optimizer import OptimizerConfig
 from launch.processes.local_ranks import fork_server, run_ranks
 from launch.processes.sealing import seal_object_collectives
-from parallel.health.stragglers import waiting_s
+from parallel.agreement import wait_for_all
+from parallel.health.stragglers import step_profile, waiting_s
 from parallel.layout.gloo_groups import use_one_gloo_worker
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
-SEQUENCES, TIMED_STEPS = 32, 5
+TIMED_STEPS = 5
 
 
 def ranks_of(job: Job) -> int:
@@ -96,18 +96,19 @@ def measure(rank: int, folder: str) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=n)
     model = model_of(task["tiny"])
+    sequences = 4 if task["tiny"] else 32
     settings = settings_of(
-        model, micro_batch_size=1, sequences=SEQUENCES, optimizer=OPTIMIZER, world_size=n, precision="bf16",
+        model, micro_batch_size=1, sequences=sequences, optimizer=OPTIMIZER, world_size=n, precision="bf16",
         compile=not task["tiny"], **task["keys"]
     )  # fmt: skip
-    engine, source = build(settings, device), batches(model, SEQUENCES)
+    engine, source = build(settings, device), batches(model, sequences)
 
     def step() -> float:
         mine = next(source)
         share = len(mine) // engine.data_size
         part = list(mine.split(share))[engine.data_rank]
         finish(device)
-        dist.barrier()
+        wait_for_all()
         started_at = time.perf_counter()
         engine.forward_backward(part)
         engine.optimizer_step(OPTIMIZER.learning_rate)
@@ -116,16 +117,15 @@ def measure(rank: int, folder: str) -> None:
 
     with kernel_order(device):
         spans = [step() for _ in range(3 + TIMED_STEPS)][3:]
-        on_gpu = device.type == "cuda"
-        with profile(use_cpu=not on_gpu, use_device="cuda" if on_gpu else None) as seen:
+        with step_profile(device) as seen:
             profiled_s = step()
     if rank == 0:
         seen.export_chrome_trace(str(Path(folder, "trace.json")))
         result = {
-            "tokens_per_s": SEQUENCES * model.n_ctx / statistics.median(spans),
+            "tokens_per_s": sequences * model.n_ctx / statistics.median(spans),
             "exposed": waiting_s(seen, device) / profiled_s,
             "parameters": model.parameters,
         }
         Path(folder, "result.json").write_text(json.dumps(result))
-    dist.barrier()
+    wait_for_all()
     dist.destroy_process_group()

@@ -8,6 +8,7 @@ Shapes: b sequences, h heads, k key-value heads, t queries, s keys, e = d_head.
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -122,8 +123,14 @@ def _as_tensor(mask: Mask, q: Tensor) -> Tensor | None:
     return mask.dense(q.size(0), q.size(2), q.device)
 
 
+@cache
+def _compiled_flex_attention() -> Any:
+    """One object for all layers and steps: making it takes the host longer than a short kernel takes the GPU."""
+    return torch.compile(flex_attention)
+
+
 def _on_gpu(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """FlexAttention, which skips blocks that the mask excludes. Only compiled is it fused."""
-    attention: Any = flex_attention if torch.compiler.is_compiling() else torch.compile(flex_attention)
+    attention: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
     out: Tensor = attention(q, k, v, block_mask=mask.blocks, enable_gqa=q.size(1) != k.size(1))
     return out

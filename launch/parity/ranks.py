@@ -34,6 +34,7 @@ from launch.processes.rank_process import keep_freed_memory
 from launch.processes.sealing import seal_object_collectives
 from launch.training.build import build_engine, build_objective, build_run, pick_device
 from launch.training.resume import fresh_start
+from parallel.agreement import wait_for_all
 from parallel.layout.gloo_groups import use_one_gloo_worker
 
 PRELOAD = ("launch.parity.ranks",)  # imports torch and everything that a rank needs
@@ -118,7 +119,7 @@ def train_rank(rank: int, folder: str) -> None:
             table["name"], **measured, initial_weights=digest, seconds=time.perf_counter() - started_at
         )
         Path(folder, "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
-    dist.barrier()
+    wait_for_all()
     dist.destroy_process_group()
 
 

@@ -22,6 +22,7 @@ from launch.training.build import build_run, open_metrics, total_peak_flops_per_
 from launch.training.checkpoint_space import check_space
 from launch.training.summary import describe, mark_ending, prepare_run_directory
 from launch.training.train_rank import Prepared, report_end
+from parallel.agreement import wait_for_all
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,6 @@ def train_joined(prepared: PreparedPPO, heartbeat: Heartbeat) -> int:
             for line in diagnosis_lines(config.run.directory):
                 metrics.message(line)
     with suppress(RuntimeError):  # all is saved, so a peer that is gone changes nothing
-        dist.barrier()
+        wait_for_all()
         dist.destroy_process_group()
     return status

@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from gpt.data.dataset import TrainingData, ValidationData
 from gpt.errors import ConfigError
@@ -28,6 +27,7 @@ from launch.training.local_tier import local_directory
 from launch.training.reference import REFERENCE, build_reference
 from launch.training.resume import RunStart
 from parallel.adapters.base import with_bases
+from parallel.agreement import wait_for_all
 from parallel.checkpoint.handle import Checkpoint
 from parallel.checkpoint.load import has_shape
 from parallel.checkpoint.local_tier import is_local
@@ -247,7 +247,7 @@ def total_peak_flops_per_s(config: RunConfig, environment: ClusterEnvironment, d
             world_size=environment.world_size,
             local_world_size=environment.local_world_size,
         )
-    dist.barrier()  # the first step must not wait for the measurement
+    wait_for_all()  # the first step must not wait for the measurement
     return peak
 
 

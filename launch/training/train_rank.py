@@ -58,6 +58,7 @@ from launch.training.recipe_warnings import recipe_warnings
 from launch.training.resume import RunStart, check_run_directory, find_start, known_restart
 from launch.training.summary import describe, how_it_ended, mark_ending, prepare_run_directory, write_summary
 from parallel.adapters.base import BASE, reference_to
+from parallel.agreement import wait_for_all
 from parallel.checkpoint.local_tier import discard_all_local
 from parallel.engines.settings import sharding_signature
 from parallel.health.watchdog import LostPeers, lost_peers, watch_rank
@@ -209,7 +210,7 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
     if run.local_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
         discard_all_local(run.local_checkpoints)
     with suppress(RuntimeError):  # all is saved, so a peer that is gone changes nothing
-        dist.barrier()  # a launcher ends the other ranks when the first one leaves with another status than 0
+        wait_for_all()  # a launcher ends the other ranks when the first one leaves with another status than 0
         dist.destroy_process_group()  # not after an error: it would wait for a peer that is still in a collective
     return status
 

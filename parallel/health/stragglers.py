@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler import profile
+from torch.profiler import ProfilerActivity, supported_activities
 
 from gpt.health.watchers import Finding
 from parallel.agreement import combine
@@ -135,7 +136,7 @@ class Stragglers:
             if self._suspects or self.detector.suspected
             else self.every_steps
         )
-        return self.detector.has_peers and step % every == 0
+        return self.detector.has_peers and step % every == 0 and can_profile(self.device)
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -145,10 +146,8 @@ class Stragglers:
             yield
             return
         self._reading_s = 0.0
-        cuda = self.device.type == "cuda"
         self._finish()  # so that the previous update is not measured
-        # torch.profiler.profile holds itself in a reference cycle, so its events would stay until a full collection.
-        with profile(use_cpu=not cuda, use_device="cuda" if cuda else None) as seen:
+        with step_profile(self.device) as seen:
             started_at = time.perf_counter()
             yield
             self._finish()
@@ -212,6 +211,20 @@ def finding(change: SpeedChange, host: str) -> Finding:
         if change.slow
         else Finding("straggler_gone", f"{text}, back to normal", fields)
     )
+
+
+def can_profile(device: torch.device) -> bool:
+    """Return whether this torch records what the device does. A build without CUPTI does not record a GPU."""
+    return device.type != "cuda" or ProfilerActivity.CUDA in supported_activities()
+
+
+def step_profile(device: torch.device) -> profile:
+    """A profile of a device's own work, to be entered: kernels on a GPU, operators on a CPU.
+
+    torch.profiler.profile holds itself in a reference cycle, so its events would stay until a full collection.
+    """
+    on_gpu = device.type == "cuda"
+    return profile(use_cpu=not on_gpu, use_device="cuda" if on_gpu else None, use_kineto=True)
 
 
 def waiting_s(seen: profile, device: torch.device) -> float:

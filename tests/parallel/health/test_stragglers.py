@@ -10,7 +10,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler import profile
 from torch.profiler import profile as outer_profile
 
-from parallel.health.stragglers import Stragglers, waiting_s
+from parallel.health.stragglers import Stragglers, can_profile, step_profile, waiting_s
 from parallel.layout.layout import Layout
 
 EVERY = 25  # health.straggler_every_steps
@@ -136,11 +136,25 @@ def test_waiting_is_communication_without_computation_at_the_same_time():
     assert waiting_s(seen(), CPU) == 0
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it is a real profile")
+def test_torch_takes_the_arguments_of_a_gpus_profile():
+    """They were refused once, which would have ended a run of several GPUs at its first measurement. Here torch only
+    misses the GPU."""
+    with (
+        pytest.warns(UserWarning, match="CUDA is not available"),
+        pytest.raises(AssertionError, match="No activities specified"),
+    ):
+        step_profile(torch.device("cuda"))
+    assert not can_profile(torch.device("cuda"))
+    assert can_profile(CPU)
+
+
 @pytest.mark.gpu
 def test_a_gpu_that_computes_does_not_wait():
     """The profile has the GPU's kernels, and none of them is communication."""
     device, x = torch.device("cuda", 0), torch.randn(2048, 2048, device="cuda")
-    with profile(use_cpu=False, use_device="cuda") as seen:
+    assert can_profile(device)
+    with step_profile(device) as seen:
         for _ in range(20):
             x = x @ x * 1e-3
         torch.cuda.synchronize()
