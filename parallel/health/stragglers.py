@@ -215,7 +215,7 @@ def finding(change: SpeedChange, host: str) -> Finding:
 
 def can_profile(device: torch.device) -> bool:
     """Return whether this torch records what the device does. A build without CUPTI does not record a GPU."""
-    return device.type != "cuda" or ProfilerActivity.CUDA in supported_activities()
+    return device.type != "cuda" or ProfilerActivity.CUDA in supported_activities()  # type: ignore[no-untyped-call]
 
 
 def step_profile(device: torch.device) -> profile:
