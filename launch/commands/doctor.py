@@ -22,7 +22,25 @@ FOR_DEVELOPERS = ("dev", "benchmarks", "plots")  # extras that no user needs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    add_json_option(parser, "the facts, warnings and problems", was_switch=True)
+    add_json_option(parser, "the facts, warnings and problems, or with --measure the profile", was_switch=True)
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="instead: time this machine's kernels, messages and small steps, for plan",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="PROFILE", help="write the profile here (default: where plan --here finds it)"
+    )
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="processes that work at once (default: 1, 2, 4 ... up to the cores)",
+    )
+    parser.add_argument(
+        "--precision", nargs="+", choices=("bf16", "fp32"), default=None, help="types to measure (default: bf16)"
+    )
     together = parser.add_argument_group(
         "check nodes together", "start it on every node at the same time, as slurm/train.sbatch does"
     )
@@ -41,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report. Returns 0, 1 if training cannot run here at all, or 3 if the nodes cannot train together."""
+    if args.measure:
+        return measure_machine(args)
+    for option in ("output", "ranks", "precision"):
+        if getattr(args, option) is not None:
+            raise ConfigError(f"--{option} is an option of --measure. Add --measure or leave --{option} out")
     check = check_of(args)
     with json_destination(args.json) as emit:
         facts = collect()
@@ -63,6 +86,20 @@ def check_of(args: argparse.Namespace) -> Check | None:
         return None
     nproc = args.nproc_per_node if args.nproc_per_node is not None else 1
     return Check(args.nodes, args.rdzv_endpoint, nproc, args.limit_s, args.bad_nodes)
+
+
+def measure_machine(args: argparse.Namespace) -> int:
+    """Measure this machine's profile, print a summary and say where the profile is."""
+    with args.imports():
+        from launch.profiling.machine_profile import measure, summary
+
+    with json_destination(args.json) as emit:
+        path, profile = measure(args.output, ranks=args.ranks, precisions=args.precision or ["bf16"])
+        print("\n".join([*summary(profile), f"wrote {path}"]))
+        if args.output is None:
+            print("triaxial plan RECIPE --here reads it")
+        emit(dataclasses.asdict(profile))
+    return 0
 
 
 def problems_of(facts: Facts) -> list[str]:

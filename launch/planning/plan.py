@@ -9,8 +9,15 @@ from pathlib import Path
 from gpt.errors import ConfigError
 from launch.config.recipe import find_recipe, read_toml
 from launch.config.run_config import RunConfig, layout_of, recipe_table
-from launch.planning.calibration import Calibration, calibrate
+from launch.planning.calibration import calibrate
 from launch.planning.dry_run import measure, ranks_to_show
+from launch.planning.measured_plan import (
+    at_ranks,
+    measured_option,
+    measured_request,
+    notes_on_profile,
+    wanted_profile,
+)
 from launch.planning.plan_figures import figures
 from launch.planning.plan_files import recipe_text, sbatch_text
 from launch.planning.plan_page import plan_page
@@ -37,15 +44,25 @@ Planned = list[tuple[Ranking, list[PlannedLayout]]]
 def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: Emit) -> int:
     """Print the plan of a recipe, and write the files that were asked for."""
     check_amounts(args)
-    wanted, deadline_s = option_of(args), parse_deadline(args.deadline)
-    calibration: Calibration | None = None
-    request = plan_request(args, config, hardware, find_gpu(wanted.name, hardware.gpus))
-    if args.calibrate is not None:
+    deadline_s, calibration = parse_deadline(args.deadline), None
+    profile = wanted_profile(args)
+    if profile is not None:
+        wanted = measured_option(args, profile, hardware)
+        request = measured_request(args, config, hardware, profile, ranks=wanted.counts[-1])
+        print(f"by the profile of this machine of {profile.measured_at}")
+        _print(notes_on_profile(config, profile))
+    else:
+        wanted = option_of(args)
+        request = plan_request(args, config, hardware, find_gpu(wanted.name, hardware.gpus))
+    if args.calibrate is not None and profile is None:
         request, calibration = calibrate(args.calibrate, request)
         print(calibration)
     for name in ("html", "write_recipe", "write_sbatch"):
         check_destination(f"--{name.replace('_', '-')}", getattr(args, name))
-    found = [_plan_one(args, config, request, count) for count in wanted.counts]
+    found = [
+        _plan_one(args, config, request if profile is None else at_ranks(request, profile, count), count)
+        for count in wanted.counts
+    ]
     _show(args, found, request)
     best = chosen(found, deadline_s, text=args.deadline)
     knee = knee_of([layouts[0] for _, layouts in found if layouts])
@@ -175,4 +192,5 @@ def _write(
 
 
 def _print(lines: Sequence[str]) -> None:
-    print("\n".join(lines))
+    if lines:
+        print("\n".join(lines))

@@ -23,6 +23,7 @@ COLOURS = {
     "bubble": "#98a4b3",
     "data": "#e08600",
     "optimizer": "#c2476f",
+    "overhead": "#5b6675",
 }
 WORDS = {
     "tensor": "tensor messages",

@@ -67,7 +67,10 @@ def gpus_here() -> str:
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        raise ConfigError("--here: this machine has no GPU that torch sees. Name the GPUs with --gpus, such as 8xH100")
+        raise ConfigError(
+            "--here: this machine has no GPU that torch sees. Measure its CPU with triaxial doctor --measure, or name "
+            "GPUs with --gpus, such as 8xH100"
+        )
     return f"{count}x{torch.cuda.get_device_name(0)}"
 
 

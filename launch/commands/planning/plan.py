@@ -13,14 +13,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_overrides=True)
     parser.add_argument("recipe", nargs="?", help="a TOML recipe, or the name of a shipped one such as gpt3_175b")
     parser.add_argument("--gpus", metavar="NxNAME", help="the GPUs, such as 1024xH100, or 64..4096xH100 for a range")
-    parser.add_argument("--here", action="store_true", help="the GPUs of this machine")
+    parser.add_argument(
+        "--here", action="store_true", help="this machine: its GPUs, or its profile by doctor --measure"
+    )
     parser.add_argument("--nodes-of", type=int, metavar="N", help="GPUs of a node (default: those of the network)")
     parser.add_argument(
         "--network", metavar="NAME", help="the network between nodes (default: the usual one of the GPU)"
     )
     parser.add_argument("--stack", metavar="NAME", help="the program that trains (default: this one)")
     parser.add_argument(
-        "--calibrate", type=Path, metavar="RUN", help="scale the prediction by a run's own steps on the same GPU"
+        "--calibrate",
+        type=Path,
+        metavar="RUN_OR_PROFILE",
+        help="scale the prediction by a run's own steps on the same GPU, or predict by a profile of doctor --measure",
     )
     parser.add_argument("--engine", choices=get_args(EngineName), help="the engine that trains (default: the recipe's)")
     parser.add_argument(

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpt.errors import ConfigError, did_you_mean, file_error
+
+if TYPE_CHECKING:  # it prices a step, which reads these tables
+    from parallel.planner.machine.measured_step import MeasuredMachine
 
 T = TypeVar("T")
 SUSTAINED = 0.86  # share of the best speed of products that training sustains at the power limit of H100 and later
@@ -99,11 +102,15 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Identical GPUs in nodes of `node`, and the network between the nodes."""
+    """Identical GPUs in nodes of `node`, and the network between the nodes.
+
+    `machine`: the measured costs of one machine. They replace the times that the tables of hardware give.
+    """
 
     gpu: Gpu
     network: Network
     node: int
+    machine: "MeasuredMachine | None" = None
 
 
 def read_hardware(extra: Path | None = None) -> Hardware:

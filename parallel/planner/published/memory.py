@@ -11,8 +11,7 @@ from gpt.errors import ConfigError
 from parallel.planner.choice.footprint import footprint, in_flight
 from parallel.planner.hardware.tables import Hardware, Stack
 from parallel.planner.published.rows import jobs_of, source_of, stack_of
-from parallel.planner.step_time.job import Job
-from parallel.planner.step_time.step import rank_parameters
+from parallel.planner.step_time.job import Job, rank_parameters
 
 MEMORY_UNITS = {"": 1, "bytes": 1, "b": 1, "mb": 1e6, "gb": 1e9, "mib": 2**20, "gib": 2**30}
 LOGITS_BYTES = 6  # of a logit: bf16, and fp32 whose gradient takes its place

@@ -59,3 +59,16 @@ class Job:
         if self.v_shaped and stage >= self.pipeline:
             return len(self.split) - 1 - stage
         return stage % self.pipeline
+
+
+def rank_parameters(job: Job) -> float:
+    """Parameters of the largest pipeline rank before they are sharded over data ranks."""
+    model = job.model
+    held = [0.0] * job.pipeline
+    for stage, blocks in enumerate(job.split):
+        held[job.rank_of(stage)] += blocks * model.block_parameters
+    table = model.padded_vocab_size * model.d_model
+    held[0] += table
+    if not (model.tied and len(job.split) == 1):  # two stages have a copy each, even on one rank
+        held[job.rank_of(len(job.split) - 1)] += table
+    return max(held) / job.tensor

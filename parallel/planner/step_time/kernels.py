@@ -28,6 +28,7 @@ class Seconds:
     elementwise: float = 0.0
     tensor: float = 0.0  # exposed messages of tensor and context ranks
     recompute: float = 0.0
+    overhead: float = 0.0  # on a measured machine: Python, autograd, FSDP, the start of kernels
 
     def __add__(self, other: "Seconds") -> "Seconds":
         return Seconds(*(a + b for a, b in zip(self.parts, other.parts, strict=True)))
@@ -37,7 +38,7 @@ class Seconds:
 
     @property
     def parts(self) -> tuple[float, ...]:
-        return self.products, self.attention, self.elementwise, self.tensor, self.recompute
+        return self.products, self.attention, self.elementwise, self.tensor, self.recompute, self.overhead
 
     @property
     def total(self) -> float:

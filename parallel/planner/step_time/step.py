@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 
 from parallel.planner.hardware.tables import Cluster, Stack
+from parallel.planner.machine.measured_step import MeasuredMachine, measured_parts
 from parallel.planner.step_time.collectives import all_gather_s, group, send_s
-from parallel.planner.step_time.job import Job
+from parallel.planner.step_time.job import Job, rank_parameters
 from parallel.planner.step_time.kernels import Seconds, block_s, head_s
 from parallel.planner.step_time.schedules import StageTimes, step_makespan
 
@@ -31,6 +32,7 @@ class StepTime:
     bubble: float
     data: float
     optimizer: float
+    overhead: float = 0.0  # only on a measured machine
 
     def tokens_per_s(self, job: Job) -> float:
         return job.tokens / self.seconds
@@ -42,11 +44,16 @@ class StepTime:
     @property
     def parts(self) -> dict[str, float]:
         names = ("products", "attention", "elementwise", "recompute", "tensor", "pipeline", "bubble", "data")
-        return {name: getattr(self, name) for name in (*names, "optimizer")}
+        return {name: getattr(self, name) for name in (*names, "optimizer", "overhead")}
 
 
 def step_time(job: Job, cluster: Cluster, stack: Stack, *, simulate: bool = True) -> StepTime:
-    """Predict one step of a job. Without `simulate`, there are no bubbles: a quick lower bound."""
+    """Predict one step of a job. Without `simulate`, there are no bubbles: a quick lower bound.
+
+    On a cluster with a measured machine, the times come from its profile.
+    """
+    if cluster.machine is not None:
+        return _measured(job, cluster.machine, stack)
     forward, backward = _stages(job, cluster, stack)
     message = _message_s(job, cluster)
     waits = message * stack.pipeline if job.pipeline > 1 else 0.0
@@ -83,6 +90,23 @@ def step_time(job: Job, cluster: Cluster, stack: Stack, *, simulate: bool = True
     return StepTime(seconds, seconds / factor, seconds * factor, **scaled)
 
 
+def _measured(job: Job, machine: MeasuredMachine, stack: Stack) -> StepTime:
+    """The step by a machine's profile. Of the stack only its scale and spread count."""
+    found, factor = measured_parts(job, machine), math.exp(INTERVAL * stack.spread)
+    kinds = ("products", "attention", "elementwise", "recompute", "tensor", "overhead")
+    parts = {
+        **{name: getattr(found.busy, name) for name in kinds},
+        "pipeline": found.pipeline,
+        "bubble": found.bubble,
+        "data": found.data,
+        "optimizer": found.optimizer,
+    }
+    seconds = found.total * stack.scale
+    return StepTime(
+        seconds, seconds / factor, seconds * factor, **{name: part * stack.scale for name, part in parts.items()}
+    )
+
+
 def _stages(job: Job, cluster: Cluster, stack: Stack) -> tuple[list[Seconds], list[Seconds]]:
     forward, backward = block_s(job, cluster, stack)
     head_forward, head_backward = head_s(job, cluster, stack)
@@ -104,19 +128,6 @@ def _message_s(job: Job, cluster: Cluster) -> float:
         return 0.0
     nbytes = job.rows * job.model.d_model * (4 if job.precision == "fp32" else 2) / job.tensor
     return send_s(nbytes, cluster, stride=job.tensor * job.context * job.data)
-
-
-def rank_parameters(job: Job) -> float:
-    """Parameters of the largest pipeline rank before they are sharded over data ranks."""
-    model = job.model
-    held = [0.0] * job.pipeline
-    for stage, blocks in enumerate(job.split):
-        held[job.rank_of(stage)] += blocks * model.block_parameters
-    table = model.padded_vocab_size * model.d_model
-    held[0] += table
-    if not (model.tied and len(job.split) == 1):  # two stages have a copy each, even on one rank
-        held[job.rank_of(len(job.split) - 1)] += table
-    return max(held) / job.tensor
 
 
 def _data_groups(job: Job) -> tuple[int, int]:

@@ -7,9 +7,9 @@ import pytest
 from gpt.model.config import ModelConfig
 from parallel.planner.hardware.tables import Cluster, read_hardware
 from parallel.planner.step_time.collectives import RankGroup, all_gather_s, group
-from parallel.planner.step_time.job import Job
+from parallel.planner.step_time.job import Job, rank_parameters
 from parallel.planner.step_time.kernels import block_s, product_s
-from parallel.planner.step_time.step import rank_parameters, step_time
+from parallel.planner.step_time.step import step_time
 
 HARDWARE = read_hardware()
 STACK = HARDWARE.stacks["triaxial"]

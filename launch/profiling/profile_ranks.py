@@ -1,0 +1,164 @@
+"""Measure a machine's profile with real ranks: `triaxial doctor --measure`."""
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore, HashStore
+
+from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
+from gpt.files.temporary import temporary_folder
+from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
+from launch.processes.rank_process import keep_freed_memory
+from launch.processes.sealing import seal_object_collectives
+from parallel.layout.gloo_groups import use_one_gloo_worker
+from parallel.planner.machine.profile import (
+    AttentionTime,
+    CollectiveTime,
+    ElementwiseTime,
+    EngineSample,
+    ProductTime,
+    RanksTables,
+)
+from parallel.planner.measuring.sections import Measured, measure_alone, measure_group
+
+PRELOAD = ("launch.profiling.profile_ranks",)  # imports torch and everything that a rank needs
+TIMEOUT_S = 600
+POLL_S = 0.005
+ROWS: dict[str, Any] = {
+    "products": ProductTime,
+    "attention": AttentionTime,
+    "elementwise": ElementwiseTime,
+    "collectives": CollectiveTime,
+    "samples": EngineSample,
+}
+
+
+def measure_ranks(ranks: int, precisions: Sequence[str], *, cores: int) -> RanksTables:
+    """Everything that this machine does with `ranks` processes at once. Progress goes to the error stream.
+
+    ConfigError: a rank failed; the message ends with its last lines.
+    """
+    context = fork_server(PRELOAD)
+    with temporary_folder() as temporary:
+        folder = temporary.path
+        task = {"ranks": ranks, "precisions": list(precisions), "cores": cores}
+        (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
+        jobs: list[tuple[str, Callable[..., None]]] = [("alone", alone_rank)]
+        jobs += [("group", group_rank)] * (ranks > 1)
+        for name, function in jobs:
+            try:
+                run_ranks(context, function, [str(folder)], nproc=ranks, logs=folder / f"{name}-logs")
+            except RankFailed as error:
+                raise ConfigError(f"--measure with {ranks} ranks failed: {error}") from None
+        found = [[_read(folder / f"{name}{rank}.json") for rank in range(ranks)] for name, _ in jobs]
+    rows: dict[str, tuple[Any, ...]] = {}
+    for each in found:
+        for section in each[0]["rows"]:
+            own = zip(*(rank["rows"][section] for rank in each), strict=True)
+            rows[section] = (*rows.get(section, ()), *(_mean(ROWS[section], same) for same in own))
+    everyone = [rank for each in found for rank in each]
+    return RanksTables(
+        ranks,
+        everyone[0]["threads"],
+        statistics.median([spread for rank in everyone for spread in rank["spreads"]]),
+        max(rank["waiting"] for rank in everyone),
+        **rows,
+    )
+
+
+def alone_rank(rank: int, folder: str) -> None:
+    """One of several processes that measure at once, each in a process group of its own."""
+    task = _read(Path(folder, "task.json"))
+    device = _start(rank)
+    dist.init_process_group(_backend(device), store=HashStore(), rank=0, world_size=1)
+    store, meetings = FileStore(str(Path(folder, "meetings")), task["ranks"]), iter(range(1 << 20))
+
+    def meet() -> None:
+        key, ends_at = f"meeting{next(meetings)}", time.monotonic() + TIMEOUT_S
+        store.add(key, 1)
+        while store.add(key, 0) < task["ranks"] and time.monotonic() < ends_at:
+            time.sleep(POLL_S)
+
+    threads = torch.get_num_threads()
+    processor = device.type == "cpu" and threads == 1 and task["ranks"] <= task["cores"]
+    found = measure_alone(
+        device, task["precisions"], processor=processor, meet=meet, report=_reporter(rank, task["ranks"], threads)
+    )
+    _write(Path(folder, f"alone{rank}.json"), found, threads)
+    dist.destroy_process_group()
+
+
+def group_rank(rank: int, folder: str) -> None:
+    """A rank of the group that measures messages and layouts."""
+    task = _read(Path(folder, "task.json"))
+    device = _start(rank)
+    store = FileStore(str(Path(folder, "store")), task["ranks"])
+    dist.init_process_group(
+        _backend(device), store=store, rank=rank, world_size=task["ranks"], timeout=timedelta(seconds=TIMEOUT_S)
+    )
+    threads = torch.get_num_threads()
+    report = _reporter(rank, task["ranks"], threads)
+    found = measure_group(device, task["precisions"], ranks=task["ranks"], report=report)
+    _write(Path(folder, f"group{rank}.json"), found, threads)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _start(rank: int) -> torch.device:
+    seal_object_collectives()
+    use_one_gloo_worker()
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+        return torch.device("cpu")
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
+
+
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def _reporter(rank: int, ranks: int, threads: int) -> Callable[[str], None]:
+    words = f"{ranks} rank{'s' if ranks > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
+
+    def report(text: str) -> None:
+        if rank == 0:
+            print(f"{words}: {text}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def _write(path: Path, found: Measured, threads: int) -> None:
+    rows = {name: [dataclasses.asdict(row) for row in section] for name, section in found.rows.items()}
+    table = {"rows": rows, "spreads": found.spreads, "waiting": found.waiting, "threads": threads}
+    path.write_text(json.dumps(table), encoding="utf-8")
+
+
+def _read(path: Path) -> Any:
+    return decode_json(path.read_text(encoding="utf-8"))
+
+
+def _mean(kind: Any, same: Sequence[dict[str, Any]]) -> Any:
+    """One row of the ranks' rows: the mean of their seconds; everything else is equal."""
+    names = [each.name for each in dataclasses.fields(kind)]
+    values = {name: [row[name] for row in same] for name in names}
+    return kind(
+        **{
+            name: statistics.fmean(found)
+            if isinstance(found[0], float)
+            else tuple(found[0])
+            if isinstance(found[0], list)
+            else found[0]
+            for name, found in values.items()
+        }
+    )

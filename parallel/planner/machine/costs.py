@@ -1,0 +1,172 @@
+"""The costs of one process's training step that no kernel table has, fitted to the profile's small steps.
+
+Forward and backward of a micro-batch are kernels times a factor near 1 (tables are measured with warm caches), a time
+for each kernel that is started, and the ends of the model. A step adds FSDP's gathers and reductions and the optimizer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpt.model.config import ModelConfig
+from parallel.planner.machine.least_squares import nonnegative_fit
+from parallel.planner.machine.profile import EngineSample
+from parallel.planner.machine.work import EndWork, KernelTables, PassWork, block_work, end_work
+from parallel.planner.step_time.job import Job, rank_parameters
+from parallel.planner.step_time.kernels import Seconds
+
+
+@dataclass(frozen=True)
+class PassCosts:
+    """Of forward or backward: factors of kernels, seconds for each kernel started, each pass, logit and weight."""
+
+    products: float
+    elementwise: float
+    kernel: float
+    ends: float
+    per_size: float  # for each logit in forward, each element of the embedding in backward
+    weight: float = 0.0  # for each weight whose gradient is added up
+
+
+@dataclass(frozen=True)
+class AloneCosts:
+    """All costs of a process without peers. `recompute`: by mode, a factor of the repeated work and seconds a kernel.
+
+    `group`, `gathered`: FSDP's seconds a step for each block or end of the model, and each weight. `tensor`, `updated`,
+    `update`: the optimizer's seconds for each parameter tensor, each weight, and each step.
+    """
+
+    forward: PassCosts
+    backward: PassCosts
+    recompute: dict[str, tuple[float, float]]
+    group: float
+    gathered: float
+    tensor: float
+    updated: float
+    update: float
+
+
+def fit_alone(samples: Sequence[EngineSample], tables: KernelTables) -> AloneCosts:
+    """The costs that explain the samples of one process best."""
+    plain = [each for each in samples if each.recompute == "none"]
+    forward, backward = _fit_passes(plain, tables)
+    group, gathered = nonnegative_fit(
+        [(each.n_layers + 1.0, rank_parameters(each.job)) for each in plain],
+        [max(0.0, each.step - each.micro_batches * (each.forward + each.backward)) for each in plain],
+        scales=[each.step for each in plain],
+        expected=(None, None),
+    )
+    update = nonnegative_fit(
+        [(each.tensors, rank_parameters(each.job), 1.0) for each in samples],
+        [each.update for each in samples],
+        scales=[each.step + each.update for each in samples],
+        expected=(None, None, None),
+    )
+    return AloneCosts(forward, backward, _recompute(samples, tables, forward, backward), group, gathered, *update)
+
+
+def _fit_passes(plain: Sequence[EngineSample], tables: KernelTables) -> tuple[PassCosts, PassCosts]:
+    """The costs of forward and backward, from samples without recomputation."""
+    work = [(block_work(each.job, tables), end_work(each.job, tables)) for each in plain]
+    forward = PassCosts(
+        *nonnegative_fit(
+            [
+                (
+                    each.n_layers * (up.products + up.attention) + ends.products,
+                    each.n_layers * up.elementwise,
+                    each.n_layers * up.kernels,
+                    1.0,
+                    ends.scores,
+                )
+                for each, ((up, _), ends) in zip(plain, work, strict=True)
+            ],
+            [each.forward for each in plain],
+            scales=[each.forward + each.backward for each in plain],
+            expected=(1.0, 1.0, None, None, None),
+        )
+    )
+    backward = PassCosts(
+        *nonnegative_fit(
+            [
+                (
+                    each.n_layers * (down.products + down.attention),
+                    each.n_layers * down.elementwise,
+                    each.n_layers * down.kernels,
+                    1.0,
+                    ends.table,
+                    each.n_layers * down.weights,
+                )
+                for each, ((_, down), ends) in zip(plain, work, strict=True)
+            ],
+            [each.backward for each in plain],
+            scales=[each.forward + each.backward for each in plain],
+            expected=(1.0, 1.0, None, None, None, None),
+        )
+    )
+    return forward, backward
+
+
+def _recompute(
+    samples: Sequence[EngineSample], tables: KernelTables, forward: PassCosts, backward: PassCosts
+) -> dict[str, tuple[float, float]]:
+    """The repeated work's factor and the seconds a kernel of each mode, from forward and backward together."""
+    found: dict[str, tuple[float, float]] = {}
+    for mode in dict.fromkeys(each.recompute for each in samples if each.recompute != "none"):
+        rows, extra, scales = [], [], []
+        for each in (sample for sample in samples if sample.recompute == mode):
+            up, down = block_work(each.job, tables)
+            ends = end_work(each.job, tables)
+            block = block_seconds(up, forward), block_seconds(down, backward)
+            plain = each.n_layers * (block[0].total + block[1].total) + sum(end_seconds(ends, forward, backward))
+            again = block[0].total if mode == "full" else block[0].elementwise + block[0].overhead
+            rows.append((each.n_layers * again, each.n_layers * up.kernels))
+            extra.append(max(0.0, each.forward + each.backward - plain))
+            scales.append(each.forward + each.backward)
+        factor, kernel = nonnegative_fit(rows, extra, scales=scales, expected=(1.0, None))
+        found[mode] = factor, kernel
+    return found
+
+
+def block_seconds(work: PassWork, costs: PassCosts) -> Seconds:
+    """One block's seconds by kind."""
+    return Seconds(
+        work.products * costs.products,
+        work.attention * costs.products,
+        work.elementwise * costs.elementwise,
+        overhead=work.kernels * costs.kernel + work.weights * costs.weight,
+    )
+
+
+def end_seconds(work: EndWork, forward: PassCosts, backward: PassCosts) -> tuple[float, float]:
+    """Seconds of both ends of the model in forward and in backward."""
+    up = work.products * forward.products + work.scores * forward.per_size + forward.ends
+    return up, work.table * backward.per_size + backward.ends
+
+
+def model_passes(job: Job, tables: KernelTables, costs: AloneCosts) -> tuple[Seconds, Seconds, Seconds, Seconds]:
+    """Seconds of a micro-batch: a block's forward and backward, and those of the ends. Without messages."""
+    up, down = block_work(job, tables)
+    ends = end_work(job, tables)
+    forward, backward = block_seconds(up, costs.forward), block_seconds(down, costs.backward)
+    if job.recompute != "none":
+        factor, kernel = costs.recompute.get(job.recompute, (1.0, 0.0))  # not measured: as the first time
+        again = forward.total if job.recompute == "full" else forward.elementwise + forward.overhead
+        watched = Seconds(recompute=kernel * up.kernels / 2)  # torch watches each kernel of both passes
+        forward += watched
+        backward += watched + Seconds(recompute=factor * again)
+    products = ends.products * costs.forward.products
+    up_s, down_s = end_seconds(ends, costs.forward, costs.backward)
+    return forward, backward, Seconds(products, overhead=up_s - products), Seconds(overhead=down_s)
+
+
+def end_weights(model: ModelConfig, tensor: int) -> float:
+    """Parameters of the ends on one tensor rank."""
+    table = model.padded_vocab_size * model.d_model / tensor
+    positions = model.n_ctx * model.d_model if model.positions == "learned" else 0
+    return table * (1 if model.tied else 2) + positions
+
+
+def block_tensors(model: ModelConfig) -> int:
+    """Parameter tensors of one block."""
+    linear = 7 if model.activation == "swiglu" else 6
+    norms = 2 if model.norm == "rmsnorm" or not model.bias else 4
+    return linear * (2 if model.bias else 1) + norms

@@ -1,0 +1,62 @@
+"""Cases for the messages of training by size and number of ranks, on the process groups that training uses."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from parallel.planner.machine.profile import CollectiveTime
+from parallel.planner.measuring.rounds import TimedCase
+
+BYTES = {"cpu": (2**10, 2**14, 2**18, 2**20, 2**22, 2**24), "cuda": (2**10, 2**16, 2**20, 2**24, 2**27, 2**30)}
+
+
+def collective_cases(device: torch.device, ranks: int) -> Iterator[TimedCase]:
+    """All-reduce, all-gather, reduce-scatter, and a message to a neighbour, in groups of `ranks` consecutive ranks.
+
+    All groups work at once. Every rank of the default process group must time the cases.
+    """
+    rank = dist.get_rank() % ranks
+    group = _own_group(ranks)
+    for nbytes in BYTES[device.type]:
+        whole = torch.ones(nbytes // 4, device=device)
+        part, sent = torch.ones(nbytes // 4 // ranks, device=device), torch.ones(nbytes // 4, device=device)
+        gathered = torch.empty(part.numel() * ranks, device=device)
+        runs: dict[str, Callable[[], object]] = {
+            "all_reduce": partial(dist.all_reduce, whole, group=group),
+            "all_gather": partial(dist.all_gather_into_tensor, gathered, part, group=group),
+            "reduce_scatter": partial(dist.reduce_scatter_tensor, part, gathered, group=group),
+            "send": partial(_there_and_back, sent, rank, ranks),
+        }
+        for kind, run in runs.items():
+            row = partial(CollectiveTime, kind, ranks, nbytes)
+            yield TimedCase((run,), partial(_halved, row) if kind == "send" else row)
+
+
+def _own_group(ranks: int) -> dist.ProcessGroup | None:
+    """This rank's group of consecutive ranks; None for all of them. Collective."""
+    world = dist.get_world_size()
+    if ranks == world:
+        return None
+    groups = [dist.new_group(list(range(first, first + ranks))) for first in range(0, world, ranks)]
+    own = groups[dist.get_rank() // ranks]
+    assert isinstance(own, dist.ProcessGroup)
+    return own
+
+
+def _there_and_back(tensor: torch.Tensor, rank: int, ranks: int) -> None:
+    """A message from each even rank to the next one, and back; a last rank without a partner does nothing."""
+    if rank ^ 1 >= ranks:
+        return
+    partner = dist.get_rank() + (1 if rank % 2 == 0 else -1)
+    if rank % 2 == 0:
+        dist.send(tensor, partner)
+        dist.recv(tensor, partner)
+    else:
+        dist.recv(tensor, partner)
+        dist.send(tensor, partner)
+
+
+def _halved(row: Callable[[float], CollectiveTime], seconds: float) -> CollectiveTime:
+    return row(seconds / 2)

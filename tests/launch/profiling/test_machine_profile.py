@@ -1,0 +1,115 @@
+"""The profile of this machine: where it is kept, when it is refused, and what it says of itself.
+
+`launch.profiling.profile_ranks` measures in real processes, two kernels and one message here.
+"""
+
+import dataclasses
+import json
+from dataclasses import replace
+
+import pytest
+from made_profile import made_profile
+
+from gpt.errors import ConfigError
+from launch.main import main
+from launch.profiling import profile_ranks
+from launch.profiling.machine_profile import (
+    identity_here,
+    kept_at,
+    machine_cluster,
+    profile_for_here,
+    summary,
+    threads_here,
+    usual_ranks,
+)
+from parallel.planner.machine.profile import ProductTime, write_profile
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A profile kept for this machine, in a cache of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = kept_at(identity_here())
+    path.parent.mkdir(parents=True)
+    profile = made_profile(identity_here(), (threads_here(1), threads_here(2)))
+    write_profile(path, profile)
+    return path, profile
+
+
+def test_the_kept_profile_is_found_by_the_machine(kept, tmp_path):
+    path, profile = kept
+    assert path.is_relative_to(tmp_path / "cache" / "triaxial" / "profiles")
+    assert profile_for_here(None).measured_at == profile.measured_at
+    assert kept_at(replace(identity_here(), cores=999)) != path
+
+
+def test_profiles_that_do_not_hold_here_are_refused_in_one_line(kept, tmp_path, monkeypatch):
+    _, profile = kept
+    other = tmp_path / "other.json"
+    write_profile(other, replace(profile, machine=replace(profile.machine, cpu="Intel Xeon")))
+    with pytest.raises(ConfigError, match="of another machine: the CPU was Intel Xeon and is") as caught:
+        profile_for_here(other)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    with pytest.raises(ConfigError, match=r"1 ranks had \d+ threads each, not 77 as in training here"):
+        profile_for_here(None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    with pytest.raises(
+        ConfigError, match=r"no profile of this machine is kept at .*\. Measure it: triaxial doctor --measure"
+    ):
+        profile_for_here(None)
+
+
+def test_a_machine_is_a_cluster_whose_devices_share_its_memory(kept):
+    _, profile = kept
+    one, two = (machine_cluster(profile, None, ranks=ranks) for ranks in (1, 2))
+    assert one.gpu.memory_gib == 2 * two.gpu.memory_gib
+    assert one.gpu.peak == pytest.approx(0.1)  # TFLOP/s of the fastest product
+    assert two.machine is not None
+
+
+def test_the_summary_warns_of_a_busy_machine(kept):
+    _, profile = kept
+    assert not any(line.startswith("warning") for line in summary(profile))
+    busy = replace(profile, by_ranks=(replace(profile.by_ranks[0], spread=0.5, waiting=0.9),))
+    assert "spread 50%, no core for 90% of the time. Measure again" in summary(busy)[-1]
+
+
+def test_ranks_that_are_measured_without_being_asked():
+    here = identity_here()
+    assert usual_ranks(replace(here, cores=2, gpus=0)) == (1, 2)
+    assert usual_ranks(replace(here, cores=100, gpus=0)) == (1, 2, 4, 8)
+    assert usual_ranks(replace(here, cores=100, gpus=6)) == (1, 2, 4)
+
+
+def test_rows_of_ranks_are_joined_by_the_mean_of_their_seconds():
+    row = ProductTime("fp32", "forward", 4, 4, 4, 1.0)
+    other = dataclasses.asdict(replace(row, seconds=3.0))
+    assert profile_ranks._mean(ProductTime, [dataclasses.asdict(row), other]) == replace(row, seconds=2.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output", "p.json"], "--output is an option of --measure"),
+        (["--measure", "--ranks", "3"], "--ranks 3 is invalid: must be a power of two from 1 to"),
+        (["--measure", "--output", "/nowhere/p.json"], "--output"),
+    ],
+)
+def test_wrong_options_are_one_line(words, message, capsys):
+    assert main(["doctor", *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.rehearse
+@pytest.mark.timeout(900)
+def test_the_whole_profile_is_measured_and_planned_with(tmp_path, capsys):
+    """`doctor --measure`, then `plan --calibrate`: minutes."""
+    path = tmp_path / "profile.json"
+    assert main(["doctor", "--measure", "--output", str(path), "--precision", "bf16"]) == 0
+    assert json.loads(path.read_text())["schema"] == 1
+    capsys.readouterr()
+    assert main(["plan", "tinystories_10m", "--calibrate", str(path), "--parallel.compile", "false"]) == 0
+    assert "measured on this machine" in capsys.readouterr().out
