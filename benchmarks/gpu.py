@@ -30,9 +30,9 @@ from gpt.model.config import ModelConfig
 from gpt.model.gpt3_sizes import shape_of_parameters
 from gpt.training.optimizer import OptimizerConfig
 from launch.training.hardware import peak_flops_per_s
-from parallel.layout.config import BatchConfig
+from parallel.layout.config import BatchConfig, ParallelConfig
 
-OURS, OUR_LLAMA = "triaxial", "triaxial, Llama"
+OURS, OUR_LLAMA, OURS_FP8 = "triaxial", "triaxial, Llama", "triaxial, fp8"
 SEED, WARM_UP_STEPS = 1234, 3
 LARGEST_LOSS_DIFFERENCE = 0.05  # nats; bf16 rounds each contender's sums apart
 USABLE = 0.85  # of a GPU's memory: contexts of the processes and fragmentation take the rest
@@ -96,7 +96,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any] | None:
         side_by_side.serve(lambda: timed_block(args.serve, setting, args.nanogpt))
         return None
     side_by_side.need_compiler()
-    groups, absent = contenders(args)
+    groups, absent = contenders(args, wide=takes_fp8(setting))
     for name, reason in absent.items():
         print(f"{name}: absent: {reason}", flush=True)
     results = [compare(names, setting, args) for names in split_to_fit(groups, setting)]
@@ -126,7 +126,13 @@ def llama_width(d_model: int) -> int:
     return -(-int(2 * 4 * d_model / 3) // 256) * 256
 
 
-def contenders(args: argparse.Namespace) -> tuple[list[list[str]], dict[str, str]]:
+def takes_fp8(setting: Setting) -> bool:
+    """Return whether the model is wide enough for fp8 products to pay, and the GPU has them."""
+    wide = setting.model.d_model >= ParallelConfig().fp8_min_width
+    return wide and setting.device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 9)
+
+
+def contenders(args: argparse.Namespace, *, wide: bool) -> tuple[list[list[str]], dict[str, str]]:
     """Groups of contenders with one model, ours first; and the peers that are not here, with what to install."""
     gpt, llama, absent = [OURS], [OUR_LLAMA], {}
     if importlib.util.find_spec("transformers") is None:
@@ -140,6 +146,8 @@ def contenders(args: argparse.Namespace) -> tuple[list[list[str]], dict[str, str
         raise ConfigError(f"--nanogpt {args.nanogpt} is invalid: there is no model.py in it")
     else:
         gpt.append("nanoGPT")
+    if wide:
+        gpt.append(OURS_FP8)
     if importlib.util.find_spec("torchtitan") is None:
         absent["torchtitan"] = "pip install 'torchtitan>=0.2.2,<0.3'"
     else:
@@ -277,8 +285,9 @@ def timed_block(name: str, setting: Setting, nanogpt: Path | None) -> Callable[[
 def build(name: str, setting: Setting, nanogpt: Path | None) -> Step:
     model, optimizer, device = setting.model_of(name), setting.optimizer, setting.device
     size = setting.batch.micro_batch_size
-    if name in (OURS, OUR_LLAMA):
-        return our_step(model, optimizer, setting.batch, device=device, seed=SEED)
+    if name in (OURS, OUR_LLAMA, OURS_FP8):
+        precision = "fp8" if name == OURS_FP8 else "bf16"
+        return our_step(model, optimizer, setting.batch, device=device, seed=SEED, precision=precision)
     if name == "torchtitan":
         return torchtitan_llama(model, optimizer, setting.batch, device=device)
     if name == "nanoGPT":

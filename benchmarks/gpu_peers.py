@@ -32,12 +32,18 @@ def join(device: torch.device) -> None:
 
 
 def our_step(
-    model: ModelConfig, optimizer: OptimizerConfig, batch: BatchConfig, *, device: torch.device, seed: int
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    batch: BatchConfig,
+    *,
+    device: torch.device,
+    seed: int,
+    precision: str = "bf16",
 ) -> Step:
     """The engine that `triaxial train` builds for one process, and what its loop calls for a step."""
     join(device)
     device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
-    parallel = ParallelConfig(precision="bf16", compile=True)
+    parallel = ParallelConfig(precision=precision, compile=True)  # type: ignore[arg-type]
     layout = resolve_layout(parallel, batch, model=model, seq_len=model.n_ctx, world_size=1)
     settings = EngineSettings(model, parallel, layout, optimizer, batch.micro_batch_size, seed)
     engine = NativeEngine(settings, objective=NextToken(), device=device)

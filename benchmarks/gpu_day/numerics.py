@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from engines import SEED, batches, build, one_process, settings_of
-from job import Check, Job, holds
+from job import Check, Job, LeftOut, holds
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,6 +20,8 @@ STEPS, SEQUENCES, MICRO_BATCH = 5, 4, 2
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
 FP32 = (1e-4, 1e-4)  # of the loss in nats; of a gradient, as a share of its norm
 BF16 = (2e-2, 1e-1)
+FP8 = (5e-2, 3e-1)  # gradients are rounded to 2 bits of mantissa before their products
+FP8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,18 @@ def bf16(job: Job) -> Iterator[Check]:
             ("bf16, ZeRO 3", {"zero_stage": 3}),
         ):
             yield from compare(name, on_device(job, config, precision="bf16", **keys), truth, BF16)
+
+
+def fp8(job: Job) -> Iterator[Check]:
+    """The step with fp8 products in its blocks, plain and compiled."""
+    config = model_of(job)
+    if job.on_gpu and torch.cuda.get_device_capability(job.device) < FP8_CAPABILITY:
+        raise LeftOut("fp8 products need a GPU of capability 8.9 or more, such as an L40S or H100")
+    truth, keys = reference(config), {"precision": "fp8", "fp8_min_width": config.d_model}
+    with one_process(job.device):
+        for name, compile_it in (("fp8", False), ("compiled fp8", True)):
+            if not (compile_it and job.tiny):
+                yield from compare(name, on_device(job, config, compile=compile_it, **keys), truth, FP8)
 
 
 def compiled(job: Job) -> Iterator[Check]:

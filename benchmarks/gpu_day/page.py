@@ -17,6 +17,7 @@ from launch.reports.style import run_page
 
 STYLE = """<style>
 .good { color: var(--s2) } .bad { color: var(--fault) } .off { color: var(--soft) }
+td.bar { width: 14%; padding-right: 1rem }
 h2 small { font-weight: 400; color: var(--soft); font-size: .82rem; margin-left: .6rem }
 </style>"""
 LOOK = {"passed": "good", "failed": "bad", "error": "bad", "time limit": "bad"}

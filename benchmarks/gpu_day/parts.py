@@ -28,6 +28,7 @@ PARTS = (
     Part("fp32", "One process in fp32 against float64", "numerics.fp32", 240),
     Part("bf16", "One process in bf16 against float64", "numerics.bf16", 240),
     Part("compile", "Compiled blocks against float64", "numerics.compiled", 420),
+    Part("fp8", "One process with fp8 products against float64", "numerics.fp8", 240),
     Part("adamw", "Fused AdamW against its formula", "numerics.adamw", 120),
     Part("attention", "Kernels of attention against float64", "attention.attention", 300),
     Part("memory", "The dry run's memory against the allocator", "memory.memory", 420),

@@ -4,6 +4,9 @@ import os
 import resource
 from pathlib import Path
 
+import pytest
+import torch
+
 from gpt.telemetry.memory import memory_values, peak_memory_bytes
 
 
@@ -23,3 +26,10 @@ def test_the_machine_uses_less_than_it_has_and_more_than_this_process():
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < values["memory/machine_used_bytes"] < total
     assert not [name for name in values if "gpu" in name], "CUDA is not in use here"
+
+
+@pytest.mark.gpu
+def test_the_peak_is_that_of_the_gpu_once_it_is_in_use():
+    held = torch.zeros(2**26, dtype=torch.uint8, device="cuda")
+    assert peak_memory_bytes() == torch.cuda.max_memory_allocated() >= held.numel()
+    assert memory_values()["memory/gpu_reserved_bytes"] >= memory_values()["memory/gpu_allocated_bytes"] >= held.numel()
