@@ -49,12 +49,15 @@ def trl_step(
     episodes = prompts_of_step * group
     clock, lengths = Clock(transformers.TrainerCallback), list[int]()
 
+    start = tempfile.mkdtemp()  # TRL reads the reference from where the model came from
+    llama(config, seed).save_pretrained(start)
+
     def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **more: Any) -> list[float]:
         lengths.append(sum(map(len, completion_ids)))
         return share_of_even(prompts, completions)
 
     trainer = trl.GRPOTrainer(
-        model=llama(config, seed),
+        model=transformers.AutoModelForCausalLM.from_pretrained(start, dtype="float32"),
         reward_funcs=reward,
         args=trl.GRPOConfig(
             output_dir=tempfile.mkdtemp(),

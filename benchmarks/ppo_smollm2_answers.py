@@ -88,10 +88,10 @@ def compared(folder: Path, run: str, start: Answers) -> dict[str, Any]:
         pairs = zip(own[name], start[name], strict=True)
         differences = [[(np.mean(after) - np.mean(before)) / deviation] for after, before in pairs]
         found[f"{name}_gain_in_deviations"] = interval(bootstrap_interval(differences))
-    found["length_ratio"] = np.mean(own["length"]) / np.mean(start["length"])
-    losses = {name: folder / f"loss_{name}.json" for name in (run, "base")}
-    if all(path.exists() for path in losses.values()):
-        after, before = (json.loads(path.read_text())["text"] for path in losses.values())
+    found["length_ratio"] = float(np.mean(own["length"]) / np.mean(start["length"]))
+    losses = [folder / f"loss_{name}.json" for name in (run, "base")]
+    if all(path.exists() for path in losses):
+        after, before = (json.loads(path.read_text())["text"] for path in losses)
         text = next(iter(after["texts"]))
         found["text_loss_rise_nats"] = _loss(after["texts"][text]) - _loss(before["texts"][text])
     return found

@@ -182,7 +182,10 @@ KILLED = {
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("case", KILLED)
+@pytest.mark.parametrize(
+    "case",
+    ["PPO, data 2", *(pytest.param(case, marks=pytest.mark.rehearse) for case in KILLED if case != "PPO, data 2")],
+)
 def test_a_run_killed_in_every_phase_ends_with_the_same_bits(
     instruct: Any, ppo_program: Any, folder: Path, case: str
 ) -> None:
