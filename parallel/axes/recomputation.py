@@ -30,6 +30,7 @@ _ATTENTION = (
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
     segment_attention._opoverload,
+    torch.ops.higher_order.flex_attention,  # within documents, on a GPU, in compiled blocks
 )
 _REDUCE_SCATTER = torch.ops._c10d_functional.reduce_scatter_tensor.default
 _SCALES = torch.ops._c10d_functional.all_reduce.default  # fp8's largest elements: a few bytes, not sent again

@@ -75,7 +75,7 @@ def step(job: dict[str, Any], device: str) -> dict[str, Any]:
     return {
         "devices": sorted({tensor.device.type for tensor in tensors}),
         "waits": sorted({(what, where) for what, where in sites}),
-        "operators": sorted(watch.operators),
+        "operators": watch.operators,
         "traffic": sorted([kind.axis, kind.kind, kind.ranks, t.count, t.bytes] for kind, t in counter.traffic.items()),
     }
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,13 @@ def _answering(answer: Any) -> Any:
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Collects in `sites` what makes the host wait for the GPU, and in `operators` what runs on it by name."""
+    """Collects in `sites` what makes the host wait for the GPU, and in `operators` how often each runs on it."""
 
     supports_higher_order_operators = True
 
     def __init__(self, sites: list[tuple[str, str]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.sites, self.operators = sites, set[str]()
+        self.sites, self.operators = sites, Counter[str]()
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -99,7 +100,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         on_gpu = any(tensor.device.type == "cuda" for tensor in tensors)
         name = func.name().partition(".")[0]
         if on_gpu:
-            self.operators.add(name)
+            self.operators[name] += 1
             if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"):
                 self.sites.append(("reads from the GPU", site()))
         target = kwargs.get("device")
