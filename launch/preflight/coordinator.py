@@ -91,7 +91,7 @@ class Coordinator:
         before = len(left)
         tried, failed, left = self._all_pairs(left)
         if len(left) == 2 and failed:
-            self._accuse_links(failed)
+            self._accuse_links(failed, both=True)
             return []
         if len(tried) > 1 and len(failed) == len(tried):
             self._no_pair_works(left)
@@ -172,11 +172,12 @@ class Coordinator:
     def _pair_limit_s(self) -> float:
         return min(self.limit_s, PAIR_LIMIT_S)
 
-    def _accuse_links(self, links: Iterable[Pair]) -> None:
+    def _accuse_links(self, links: Iterable[Pair], *, both: bool = False) -> None:
+        """Accuse the links. Without one of its nodes the others work, so that only the second is to leave out."""
         for a, b in links:
             first, second = self.names[a], self.names[b]
             self.findings.accuse(
-                [first, second],
+                [first, second] if both else [second],
                 f"nodes {first} and {second} cannot reduce together, though each can alone{self._error(a, b)}",
             )
 

@@ -5,44 +5,21 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from namespaces import SUBNET, ip, three_machines
 
 HERE = Path(__file__).resolve().parents[1]
 ROOT = HERE.parents[1]
-SUBNET = "10.213.77"
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
 @pytest.fixture
 def switch():
     """Names of three network namespaces, and of the ports that connect them to one bridge."""
-    tag = f"tx{time.monotonic_ns() % 10**8}"  # the kernel takes its time to forget a name
-    with ExitStack() as stack:
-
-        def made(kind: list[str], name: str) -> None:
-            ip(*kind, "add", name, *(["type", "bridge"] if kind == ["link"] else []))
-            stack.callback(subprocess.run, ["ip", *kind, "del", name], check=False, capture_output=True)
-
-        try:
-            made(["link"], tag)
-            ip("link", "set", tag, "up")
-            spaces, ports = [f"{tag}n{rank}" for rank in range(3)], [f"{tag}p{rank}" for rank in range(3)]
-            for rank, (space, port) in enumerate(zip(spaces, ports, strict=True)):
-                made(["netns"], space)
-                ip("link", "add", port, "type", "veth", "peer", "name", "wire", "netns", space)
-                ip("link", "set", port, "master", tag, "up")
-                ip("-n", space, "addr", "add", f"{SUBNET}.{rank + 1}/24", "dev", "wire")
-                ip("-n", space, "link", "set", "wire", "up")
-                ip("-n", space, "link", "set", "lo", "up")
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"this machine lets no test make networks ({getattr(error, 'stderr', '') or error})")
-        yield spaces, ports
+    with three_machines() as made:
+        yield made
 
 
 def start(space: str, rank: int, words: list[str], said: Path) -> subprocess.Popen:
