@@ -41,8 +41,9 @@ NANOGPT = (
 )
 LITGPT = (
     "-m litgpt pretrain pythia-14m --tokenizer_dir tokenizer --data TextFiles --data.train_data_path texts "
-    "--train.max_tokens 10_000_000 --train.log_interval 1 --out_dir out"
-)
+    "--train.max_tokens 10_000_000 --train.global_batch_size 8 --train.micro_batch_size 4 --train.log_interval 1 "
+    "--out_dir out"
+)  # its default is 512 sequences a step, whose first loss takes this CPU minutes
 # litgpt wants two files at least: it keeps the first one for validation.
 SPLIT = (
     "import pathlib, sys; text = pathlib.Path(sys.argv[1]).read_text(); folder = pathlib.Path('texts'); "

@@ -34,7 +34,7 @@ def test_it_holds_every_module_and_recipe_and_no_tests(wheel):
     recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "launch/recipes").glob("*.toml")}
     assets = {str(path.relative_to(ROOT)) for path in (ROOT / "launch").glob("*/assets/*")}
     tables = (path for kind in ("toml", "csv") for path in (ROOT / "parallel").rglob(f"*.{kind}"))
-    assets |= {str(path.relative_to(ROOT)) for path in tables}
+    assets |= {str(path.relative_to(ROOT)) for path in tables} | {f"{package}/py.typed" for package in PACKAGES}
     assert modules | recipes | assets | {"triaxial.py"} <= names
     rest = {name for name in names - modules - recipes - assets if ".dist-info/" not in name}
     files = [path for folder in ("slurm", "docs") for path in (ROOT / folder).rglob("*") if path.is_file()]
