@@ -1,5 +1,6 @@
 """Parts that compare the training step on a device with a plain loop in float64 on the CPU, which shares no engine."""
 
+import gc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -171,6 +172,7 @@ def offload(job: Job) -> Iterator[Check]:
     with one_process(job.device):
         for name, off in (("on the device", False), ("offloaded", True)):
             if job.on_gpu:
+                gc.collect()  # engines hold themselves in reference cycles
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats(job.device)
             found = on_device(job, config, precision="fp32", offload=off)
