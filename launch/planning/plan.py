@@ -31,13 +31,24 @@ from launch.planning.plan_report import (
     scaling_table,
 )
 from launch.planning.plan_request import GpuOption, check_amounts, gpus_here, parse_deadline, parse_gpus, plan_request
+from launch.planning.policy_plan import policy_json, policy_lines, policy_plan
 from launch.reports.written import Emit, check_destination, write_page
 from launch.training.build import build_objective
 from parallel.engines.settings import EngineSettings
 from parallel.planner.choice.candidates import Candidate, PlanRequest, candidate
-from parallel.planner.choice.ranking import GIB, MEMORY_RULE, USABLE, RankedLayout, Ranking, rank_layouts, rank_one
+from parallel.planner.choice.ranking import (
+    GIB,
+    MEMORY_RULE,
+    USABLE,
+    RankedLayout,
+    Ranking,
+    layout_words,
+    rank_layouts,
+    rank_one,
+)
 from parallel.planner.hardware.tables import Hardware, find_gpu
 
+POLICY_KINDS = ("ppo", "grpo")
 Planned = list[tuple[Ranking, list[PlannedLayout]]]
 
 
@@ -59,6 +70,8 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
         print(calibration)
     for name in ("html", "write_recipe", "write_sbatch"):
         check_destination(f"--{name.replace('_', '-')}", getattr(args, name))
+    if config.objective.kind in POLICY_KINDS:
+        return _plan_policy(args, config, request, wanted.counts[-1], emit)
     found = [
         _plan_one(args, config, request if profile is None else at_ranks(request, profile, count), count)
         for count in wanted.counts
@@ -68,6 +81,23 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
     knee = knee_of([layouts[0] for _, layouts in found if layouts])
     _write(args, found, request, best, knee if len(found) > 1 else None)
     emit({**as_json(found, request), "calibration": None if calibration is None else dataclasses.asdict(calibration)})
+    return 0
+
+
+def _plan_policy(args: argparse.Namespace, config: RunConfig, request: PlanRequest, gpus: int, emit: Emit) -> int:
+    """Plan PPO or GRPO: rollouts, scores and updates. ConfigError: an option that is for training alone."""
+    for name in ("html", "dry_run", "layout", "deadline"):
+        if getattr(args, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} with objective.kind = '{config.objective.kind}' is invalid: an iteration "
+                f"has other parts than a training step. Leave it out"
+            )
+    found, lines = policy_plan(config, request, gpus, keep=args.keep)
+    _print([f"{gpus:,} {request.cluster.gpu.name}, stack {request.stack.name}", *lines])
+    _print(policy_lines(found, config, args.price_per_gpu_hour))
+    title = f"Plan of {Path(args.recipe).stem}"
+    _write_files(args, found[0].layout, request, gpus, title)
+    emit({"gpu": request.cluster.gpu.name, "gpus": gpus, "layouts": policy_json(found, config)})
     return 0
 
 
@@ -178,15 +208,21 @@ def _write(
     if args.html is not None:
         write_page("--html", args.html, plan_page(title, found, request, knee=knee))
         print(f"wrote {args.html}")
+    _write_files(args, best.ranked.candidate, request, best.gpus, title)
+
+
+def _write_files(args: argparse.Namespace, best: Candidate, request: PlanRequest, gpus: int, title: str) -> None:
+    """Write the recipe and the Slurm script of a layout, where they are wanted."""
+    words = layout_words(best.parallel, best.micro_batch_size)
     if args.write_recipe is not None:
         table = recipe_table(read_toml(find_recipe(args.recipe)), args.overrides)
-        note = f"{title} for {best.gpus:,} {request.cluster.gpu.name}, by triaxial plan: {best.ranked.words}"
-        write_page("--write-recipe", args.write_recipe, recipe_text(table, best.ranked.candidate, note=note))
-        print(f"wrote {args.write_recipe}: {best.ranked.words}")
+        note = f"{title} for {gpus:,} {request.cluster.gpu.name}, by triaxial plan: {words}"
+        write_page("--write-recipe", args.write_recipe, recipe_text(table, best, note=note))
+        print(f"wrote {args.write_recipe}: {words}")
     if args.write_sbatch is not None:
-        node = min(request.cluster.node, best.gpus)
+        node = min(request.cluster.node, gpus)
         recipe = args.write_recipe or find_recipe(args.recipe)
-        text = sbatch_text(recipe, nodes=-(-best.gpus // node), gpus_per_node=node)
+        text = sbatch_text(recipe, nodes=-(-gpus // node), gpus_per_node=node)
         write_page("--write-sbatch", args.write_sbatch, text)
         print(f"wrote {args.write_sbatch}")
 

@@ -111,14 +111,15 @@ def _block_products(job: Job) -> Iterable[tuple[float, float]]:
 def _attention_s(job: Job, cluster: Cluster, stack: Stack) -> tuple[float, float]:
     """Seconds of attention's forward and backward. Fused kernels skip the masked half."""
     gpu, rows, model = cluster.gpu, job.rows, job.model
-    flops = 4 * rows * job.seq_len * model.d_model / job.tensor
+    length = min(job.seq_len, model.n_ctx)  # longer rows hold several texts, which attend to themselves alone
+    flops = 4 * rows * length * model.d_model / job.tensor
     if stack.attention == "fused":
         precision = "fp32" if job.precision == "fp32" else "bf16"
         speed = gpu.peak * gpu.attention * stack.attention_speed * gpu.power * 1e12
         speed /= 8 if precision == "fp32" else 1
         return flops / 2 / speed, 2.5 * flops / 2 / speed
     speed = gpu.product_flops_per_s("bf16")
-    scores = rows * job.seq_len * model.n_heads / job.tensor
+    scores = rows * length * model.n_heads / job.tensor
     moved = UNFUSED_BYTES * scores / (gpu.memory_gb_per_s * 1e9 * MEMORY_SHARE)
     return flops / speed + moved, 2 * flops / speed + 2 * moved
 
