@@ -1,6 +1,5 @@
 """`triaxial plan` of a PPO or GRPO recipe: rollouts, scores and updates of an iteration, on the best layouts."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
+from gpt.files.regular import read_bytes
 from gpt.model.config import ModelConfig
 from launch.config.recipe import find_recipe, read_toml
 from launch.config.run_config import RunConfig, from_dict, with_defaults
@@ -144,7 +145,7 @@ def run_hours(each: PolicyTime, config: RunConfig) -> float:
 def _model_of(run: Path, config: RunConfig) -> tuple[ModelConfig, str]:
     """A run's model: by its config.json, else by the shipped recipe of its name, else as large as the policy."""
     try:
-        return from_dict(with_defaults(json.loads((run / "config.json").read_text()))).model, f"as in {run}"
+        return from_dict(with_defaults(decode_json(read_bytes(run / "config.json")))).model, f"as in {run}"
     except (OSError, ValueError, ConfigError):
         pass
     try:

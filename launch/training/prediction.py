@@ -1,20 +1,23 @@
 """Predict a run's step when it starts, on hardware that the planner knows, and keep it in the run directory."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
+from gpt.telemetry.memory import memory_values
 from launch.config.run_config import RunConfig
 from launch.processes.environment import ClusterEnvironment
+from launch.profiling.machine_profile import SPREAD, identity_here, kept_at, machine_cluster
 from launch.runs.prediction import PREDICTION, KeptPrediction
 from parallel.layout.layout import Layout
 from parallel.planner.choice.candidates import PlanRequest, job_of
 from parallel.planner.choice.footprint import rank_footprint
 from parallel.planner.hardware.tables import Cluster, Stack, find, find_gpu, read_hardware
+from parallel.planner.machine.profile import difference, read_profile
 from parallel.planner.step_time.step import step_time
 
 KINDS = ("next_token", "sft")  # of objectives whose step is one forward and backward of the whole model
@@ -34,9 +37,34 @@ class KnownMachine:
 
 def known_machine(config: RunConfig, environment: ClusterEnvironment, device: torch.device) -> KnownMachine | None:
     """The machine of a run, None on other ranks than the main one and if the planner does not know it."""
-    if environment.rank != 0 or device.type != "cuda":
+    if environment.rank != 0:
         return None
-    return known_gpu(torch.cuda.get_device_name(device), config, environment)
+    if device.type == "cuda":
+        return known_gpu(torch.cuda.get_device_name(device), config, environment)
+    return known_cpu(config, environment) if device.type == "cpu" else None
+
+
+def known_cpu(config: RunConfig, environment: ClusterEnvironment) -> KnownMachine | None:
+    """This machine by the profile that `triaxial doctor --measure` kept.
+
+    None without one, or if it lacks the run's precision, ranks or threads, and for compiled blocks.
+    """
+    machine = identity_here()
+    file, ranks = kept_at(machine), environment.world_size
+    if config.parallel.compile or ranks != environment.local_world_size or not file.exists():
+        return None
+    try:
+        profile = read_profile(file)
+    except ConfigError:
+        return None
+    threads = [tables.threads for tables in profile.by_ranks if tables.ranks == ranks]
+    if threads != [torch.get_num_threads()] or config.parallel.precision not in profile.precisions:
+        return None
+    if difference(profile.machine, machine):
+        return None
+    stack = replace(read_hardware().stacks["triaxial"], name="measured on this machine", spread=SPREAD)
+    base_bytes = int(memory_values().get("memory/resident_bytes", 0))
+    return KnownMachine(machine_cluster(profile, None, ranks=ranks), stack, base_bytes)
 
 
 def known_gpu(name: str, config: RunConfig, environment: ClusterEnvironment) -> KnownMachine | None:
