@@ -1,12 +1,12 @@
 """Say how missing token files of a training recipe are made."""
 
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
 from gpt.errors import ConfigError
+from gpt.files.toml_files import read_toml
 from gpt.token_files.index import MissingTokenFile
 
 
@@ -22,7 +22,7 @@ def naming_the_maker() -> Iterator[None]:
 def maker_of(prefix: Path) -> str:
     """Name the shipped recipe whose output folder holds these token files, or else the guide."""
     for recipe in sorted((Path(str(resources.files("launch"))) / "recipes").glob("*.toml")):
-        table = tomllib.loads(recipe.read_text(encoding="utf-8"))
+        table = read_toml(recipe, kind="recipe")
         if Path(table.get("output", {}).get("folder", "")) == prefix.parent:
             return f"`triaxial prepare {recipe.stem}` makes them"
     return "`triaxial prepare` makes them from your texts, see docs/guides/data/prepare.md"

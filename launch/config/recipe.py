@@ -9,14 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from gpt.errors import ConfigError, did_you_mean, file_error
-from gpt.files.regular import read_text
+from gpt.errors import ConfigError, did_you_mean
+from gpt.files import toml_files
 from launch.config.other_names import our_name
 
 T = TypeVar("T")
-
-MAX_RECIPE_BYTES = 1 << 22
-_MAX_DEPTH = 32
 
 
 class MissingKeys(ConfigError):
@@ -45,17 +42,8 @@ def find_recipe(recipe: str) -> Path:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; ConfigError if it is missing or is not TOML."""
-    try:
-        return _shallow(tomllib.loads(read_text(path, max_bytes=MAX_RECIPE_BYTES)))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such recipe file") from None
-    except OSError as error:
-        raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is not valid TOML: its lists or tables are nested too deeply") from None
-    except ValueError as error:  # also text that is not UTF-8, and an integer with more digits than Python reads
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    """The tables of a recipe; ConfigError if it is missing or is not TOML."""
+    return toml_files.read_toml(path, kind="recipe")
 
 
 def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -193,24 +181,13 @@ def without_none(value: Any) -> Any:
 
 def _read_value(text: str, dotted: str) -> Any:
     try:
-        return _shallow(tomllib.loads(f"value = {text}"))["value"]
+        return toml_files.parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
     except RecursionError:
         raise ConfigError(f"the override --{dotted} is invalid: its lists or tables are nested too deeply") from None
     except ValueError as error:  # an integer with more digits than Python reads
         raise ConfigError(f"the override --{dotted} is invalid: {error}") from None
-
-
-def _shallow(table: dict[str, Any]) -> dict[str, Any]:
-    """Return the table. RecursionError: it is nested too deeply for the functions here, which call themselves."""
-    level: list[Any] = [table]
-    for _ in range(_MAX_DEPTH):
-        level = [item for holder in level for item in (holder.values() if isinstance(holder, dict) else holder)]
-        level = [item for item in level if isinstance(item, (dict, list))]
-        if not level:
-            return table
-    raise RecursionError
 
 
 def _copy(table: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, escaped
 from launch.config.recipe import find_recipe, read_toml
 from launch.config.run_config import RunConfig, layout_of, recipe_table
 from launch.planning.calibration import calibrate
@@ -229,4 +229,4 @@ def _write_files(args: argparse.Namespace, best: Candidate, request: PlanRequest
 
 def _print(lines: Sequence[str]) -> None:
     if lines:
-        print("\n".join(lines))
+        print(escaped("\n".join(lines)))  # names of hardware may be a stranger's

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, escaped
 from launch.reports.written import add_json_option, json_destination
 from parallel.layout.config import EngineName
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             from launch.planning.validate import validate
 
             lines, found = validate(args.validate, hardware)
-            print("\n".join(lines))
+            print(escaped("\n".join(lines)))  # the rows may be a stranger's
             emit(found)
             return 0
         if args.recipe is None:

@@ -1,21 +1,22 @@
 """GPUs, networks and software stacks, read from TOML tables that a user can extend."""
 
-import math
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
-from gpt.errors import ConfigError, did_you_mean, file_error
+from gpt.errors import ConfigError, did_you_mean
+from gpt.files.toml_files import read_toml
 
 if TYPE_CHECKING:  # it prices a step, which reads these tables
     from parallel.planner.machine.measured_step import MeasuredMachine
 
 T = TypeVar("T")
 SUSTAINED = 0.86  # share of the best speed of products that training sustains at the power limit of H100 and later
+MIN_VALUE, MAX_VALUE = 1e-9, 1e9  # of every number in a table: products of several stay finite
+SHARES = ("best", "best_fp8", "tensor", "tensor_overlapped", "data", "pipeline")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Stack:
 
     name: str
     about: str
-    attention: str = "fused"
+    attention: Literal["fused", "unfused"] = "fused"
     kernels: float = 1.0
     overhead: float = 1.0
     overlap_tensor: bool = False
@@ -84,7 +85,7 @@ class Stack:
     gathered_logits: bool = False
     optimizer_bytes: float = 40.0
     accumulate_bytes: float = 10.0
-    schedule_unknown: str = "interleaved_1f1b"
+    schedule_unknown: Literal["1f1b", "interleaved_1f1b"] = "interleaved_1f1b"
     spread: float = 0.062
     scale: float = 1.0
     sources: tuple[str, ...] = ()
@@ -118,13 +119,13 @@ def read_hardware(extra: Path | None = None) -> Hardware:
 
     ConfigError: the file cannot be read, or a table has a wrong or missing key.
     """
-    given = _toml(extra) if extra is not None else {}
+    given = read_toml(extra, kind="hardware") if extra is not None else {}
     unknown = next((key for key in given if key not in ("gpus", "networks", "stacks")), None)
     if unknown is not None:
         raise ConfigError(f"{extra}: [{unknown}] is invalid: a table is [gpus.NAME], [networks.NAME] or [stacks.NAME]")
     parts: dict[str, Any] = {}
     for key, kind in (("gpus", Gpu), ("networks", Network), ("stacks", Stack)):
-        tables = _toml(Path(str(resources.files("parallel"))) / "planner" / "hardware" / f"{key}.toml")
+        tables = read_toml(Path(str(resources.files("parallel"))) / "planner" / "hardware" / f"{key}.toml", kind=key)
         more = given.get(key, {})
         if not isinstance(more, dict) or not all(isinstance(table, dict) for table in more.values()):
             raise ConfigError(f"{extra}: {key} is invalid: write tables [{key}.NAME]")
@@ -166,12 +167,9 @@ def _build(kind: type[Any], name: str, table: dict[str, Any]) -> Any:
     for key, value in table.items():
         if key not in allowed:
             raise ConfigError(f"[{name}] {key} is an unknown key; {did_you_mean(key, allowed)}")
-        wanted = str(allowed[key].type)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if ("float" in wanted or wanted == "int") and not (number and 0 < value < math.inf):
-            raise ConfigError(f"[{name}] {key} = {value!r} is invalid: must be a number above 0")
-        if wanted == "str" and not isinstance(value, str):
-            raise ConfigError(f"[{name}] {key} = {value!r} is invalid: must be a text")
+        rule = _broken_rule(key, value, wanted=allowed[key].type)
+        if rule:
+            raise ConfigError(f"[{name}] {key} = {value!r} is invalid: must be {rule}")
     for key, entry in allowed.items():
         if entry.default is MISSING and key not in table:
             raise ConfigError(f"[{name}] {key} is missing")
@@ -179,10 +177,19 @@ def _build(kind: type[Any], name: str, table: dict[str, Any]) -> Any:
     return kind(name=name, **lists)
 
 
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+def _broken_rule(key: str, value: Any, *, wanted: object) -> str:
+    """The rule that a value breaks; "" if it obeys. `wanted`: the type of the field."""
+    if wanted is int:
+        return "" if type(value) is int and 0 < value <= MAX_VALUE else f"a whole number from 1 to {MAX_VALUE:g}"
+    if wanted in (float, float | None):
+        limit = 1 if key in SHARES else MAX_VALUE
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return "" if number and MIN_VALUE <= value <= limit else f"a number from {MIN_VALUE:g} to {limit:g}"
+    if wanted is bool:
+        return "" if isinstance(value, bool) else "true or false"
+    if wanted is str:
+        return "" if isinstance(value, str) else "a text"
+    if get_origin(wanted) is Literal:
+        return "" if value in get_args(wanted) else f"one of {', '.join(get_args(wanted))}"
+    texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return "" if texts else "a list of texts"

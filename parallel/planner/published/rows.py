@@ -1,6 +1,7 @@
 """Read published measurements of training runs, one a line, as jobs of the time model."""
 
 import csv
+import io
 import math
 import re
 import statistics
@@ -9,6 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from gpt.errors import ConfigError, file_error
+from gpt.files.regular import read_text
 from gpt.model.config import ModelConfig
 from parallel.layout.split import balanced_split
 from parallel.planner.hardware.tables import Cluster, Hardware, Stack, find
@@ -19,6 +21,10 @@ from parallel.planner.step_time.step import step_time
 NEEDED = ("id", "gpu", "n_gpus", "layers", "hidden", "heads", "vocab", "seq", "gbs", "metric", "value")
 TIMED = ("iter_time", "tflops_per_gpu", "tokens_per_s_per_gpu", "tokens_per_s", "mfu")
 UNITS = {"ms": 1e-3, "min": 60.0, "h": 3600.0, "%": 0.01, "pflop/s": 1e3, "gflop/s": 1e-3}
+MAX_FILE_BYTES = 1 << 24
+MAX_LAYERS, MAX_COUNT = 2000, 1 << 30  # of a row's numbers
+MAX_STAGE_PASSES = 1_000_000  # stages x micro-batches, which are simulated one by one
+MIN_SECONDS, MAX_SECONDS = 1e-9, 1e9  # of a step
 MICRO_BATCH_SIZES = (1, 2, 4, 8)  # tried where a row states none
 
 
@@ -51,8 +57,9 @@ class PublishedRun:
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file. ConfigError: it cannot be read, or lacks a column that every row needs."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(file)]
+        text = read_text(path, max_bytes=MAX_FILE_BYTES).removeprefix("\ufeff")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
     except OSError as error:
         raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
     except (ValueError, csv.Error) as error:
@@ -82,7 +89,11 @@ def published_runs(rows: list[dict[str, str]], hardware: Hardware) -> tuple[list
 def _run(row: dict[str, str], hardware: Hardware) -> PublishedRun:
     stack = stack_of(row, hardware)
     jobs, cluster = jobs_of(row, stack), cluster_of(row, hardware)
-    return PublishedRun(row["id"], source_of(row), jobs, cluster, stack, _seconds(row, jobs[0], cluster))
+    cluster.gpu.product_flops_per_s(jobs[0].precision)  # raises
+    seconds = _seconds(row, jobs[0], cluster)
+    if not MIN_SECONDS < seconds < MAX_SECONDS:
+        raise ConfigError(f"value {row['value'][:100]} is invalid: a step of {seconds:g} s cannot be")
+    return PublishedRun(row["id"], source_of(row), jobs, cluster, stack, seconds)
 
 
 def jobs_of(row: dict[str, str], stack: Stack) -> tuple[Job, ...]:
@@ -145,7 +156,7 @@ def _split(model: ModelConfig, stages: int, row: dict[str, str]) -> tuple[int, .
         return (each - 1, *(each,) * (stages - 2), each - 1)
     if layers % stages == 0:
         return (layers // stages,) * stages
-    return balanced_split(model, stages=stages, seq_len=int(row["seq"]), recompute=False)
+    return balanced_split(model, stages=stages, seq_len=_number(row["seq"], 0), recompute=False)
 
 
 def _source(text: str) -> str:
@@ -157,17 +168,17 @@ def _source(text: str) -> str:
 def _jobs(row: dict[str, str], stack: Stack, precision: str) -> list[Job]:
     model = _model(row)
     tensor, pipeline, context = (_number(row.get(key), 1) for key in ("tp", "pp", "cp"))
-    gpus = int(row["n_gpus"])
+    gpus = _number(row["n_gpus"], 0)
     data = _number(row.get("dp"), gpus // (tensor * pipeline * context))
     if tensor * pipeline * context * data != gpus:
         raise ConfigError(
             f"n_gpus = {gpus} is invalid: tp {tensor} x pp {pipeline} x cp {context} x dp {data} is "
             f"{tensor * pipeline * context * data}"
         )
-    seqs, seq_len = int(row["gbs"]), int(row["seq"])
+    seqs, seq_len = (_number(row[key], 0) for key in ("gbs", "seq"))
     per_rank = seqs // data
     stated = row.get("mbs") or ""
-    sizes = [int(stated)] if stated not in UNKNOWN else [n for n in MICRO_BATCH_SIZES if per_rank % n == 0]
+    sizes = [_number(stated, 1)] if stated not in UNKNOWN else [n for n in MICRO_BATCH_SIZES if per_rank % n == 0]
     if seqs % data or any(per_rank % size for size in sizes):
         raise ConfigError(f"gbs = {seqs} is invalid: it must be a multiple of dp {data} x mbs {stated or 1}")
     stages = _stages(row, pipeline, model.n_layers, stack)
@@ -181,6 +192,8 @@ def _jobs(row: dict[str, str], stack: Stack, precision: str) -> list[Job]:
         count = per_rank // size
         if per > 1 and count % max(1, count // pipeline):
             continue
+        if count * pipeline * per > MAX_STAGE_PASSES:
+            raise ConfigError(f"{count} micro-batches on {pipeline * per} stages are more than can be simulated")
         split = _split(model, pipeline * per, row)
         job = Job(model, seq_len, size, count, split, tensor, pipeline, data, context, data, zero, schedule)
         jobs.append(replace(job, recompute=recompute, sequence_parallel=sequence, precision=precision))
@@ -188,14 +201,14 @@ def _jobs(row: dict[str, str], stack: Stack, precision: str) -> list[Job]:
 
 
 def _model(row: dict[str, str]) -> ModelConfig:
-    heads, hidden = int(row["heads"]), int(row["hidden"])
+    heads, hidden = (_number(row[key], 0) for key in ("heads", "hidden"))
     wide = _number(row.get("ffn"), 4 * hidden)
     note = (row.get("note") or "").lower()
     gated = "swiglu" in note or "gated" in note or (wide != 4 * hidden and wide % hidden != 0)
     return ModelConfig(
-        vocab_size=int(row["vocab"]),
-        n_ctx=int(row["seq"]),
-        n_layers=int(row["layers"]),
+        vocab_size=_number(row["vocab"], 0),
+        n_ctx=_number(row["seq"], 0),
+        n_layers=_number(row["layers"], 0, limit=MAX_LAYERS),
         d_model=hidden,
         n_heads=heads,
         n_kv_heads=_number(row.get("kv_groups"), heads),
@@ -212,7 +225,7 @@ def _stages(row: dict[str, str], pipeline: int, layers: int, stack: Stack) -> li
     if pipeline == 1:
         return [1]
     if given not in UNKNOWN:
-        return [int(given)]
+        return [_number(given, 1, limit=MAX_LAYERS)]
     if stack.schedule_unknown == "1f1b":
         return [1]
     return [n for n in range(1, layers // pipeline + 1) if layers % (pipeline * n) == 0] or [1]
@@ -233,7 +246,7 @@ def _recompute(row: dict[str, str]) -> tuple[Recompute, ...]:
 
 def _seconds(row: dict[str, str], job: Job, cluster: Cluster) -> float:
     """The measured time of a step. Rates are converted by the row's own convention of FLOPs."""
-    metric, gpus = row["metric"], int(row["n_gpus"])
+    metric, gpus = row["metric"], _number(row["n_gpus"], 0)
     value = float(row["value"].replace(",", "")) * UNITS.get((row.get("unit") or "").lower(), 1.0)
     if not 0 < value < math.inf:
         raise ConfigError(f"value {row['value']} is invalid: must be a number above 0")
@@ -256,5 +269,11 @@ def _flops(row: dict[str, str], job: Job) -> float:
     return job.flops
 
 
-def _number(text: str | None, default: int) -> int:
-    return default if text is None or text in UNKNOWN else int(float(text))
+def _number(text: str | None, default: int, *, limit: int = MAX_COUNT) -> int:
+    """A whole number, also written as 8.0. ConfigError: it is none, or out of range."""
+    if text is None or text in UNKNOWN:
+        return default
+    number = float(text)
+    if not 1 <= number <= limit or number != int(number):
+        raise ConfigError(f"{text[:100]} is invalid: must be a whole number from 1 to {limit}")
+    return int(number)

@@ -38,12 +38,26 @@ def test_a_user_extends_the_tables(tmp_path):
         ("[networks.slow]\nnode = 4\nlatency_us = 5", "gb_per_s is missing"),
         ("[networks.slow]\ngb_per_second = 4", "unknown key; did you mean 'gb_per_s'"),
         ("networks = 3", "networks is invalid"),
+        (
+            "[networks.slow]\ngb_per_s = 1\nnode = 8.5\nlatency_us = 5",
+            r"node = 8\.5 is invalid: must be a whole number",
+        ),
+        (
+            "[networks.slow]\ngb_per_s = 1\nnode = 8\nlatency_us = 5\nnames = 'x'",
+            "names = 'x' is invalid: must be a list",
+        ),
+        (f"[networks.slow]\ngb_per_s = {10**400}\nnode = 8\nlatency_us = 5", "must be a number from 1e-09 to 1e"),
+        ("[gpus.x]\nnetwork = 3", "network = 3 is invalid: must be a text"),
+        ("[gpus.x]\nbest = 80", "best = 80 is invalid: must be a number from 1e-09 to 1"),
+        ("[stacks.x]\nattention = 'flash'", "must be one of fused, unfused"),
+        ("[stacks.x]\noverlap_tensor = 1", "must be true or false"),
+        (f"networks = {'[' * 100_000}", "nested too deeply"),
         ("[", "not valid TOML"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=words):
             read_hardware(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="no such hardware file"):
         read_hardware(tmp_path / "none.toml")
 
 

@@ -1,9 +1,13 @@
 """Published rows as jobs: conventions of FLOPs, unknown settings."""
 
+import os
+import re
+
 import pytest
 
+from gpt.errors import ConfigError
 from parallel.planner.hardware.tables import read_hardware
-from parallel.planner.published.rows import NEEDED, published_runs
+from parallel.planner.published.rows import NEEDED, published_runs, read_rows
 
 COLUMNS = (
     "id,source,gpu,n_gpus,layers,hidden,heads,kv_groups,ffn,vocab,tied_emb,seq,tp,pp,vpp,cp,dp,mbs,gbs,recompute,sp,"
@@ -102,3 +106,35 @@ def test_a_source_that_names_two_programs():
     assert one(also={"source": "NVIDIA-NeMo/Megatron-Bridge docs"}).stack.name == "megatron-bridge"
     assert one(also={"source": "arXiv 2104.04473 Table 1; config: Megatron-LM"}).stack.name == "megatron-2021"
     assert one(also={"source": "KempnerForge", "note": "eager"}).stack.name == "kempnerforge-eager"
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ({"layers": "1e9"}, "1e9 is invalid: must be a whole number from 1 to 2000"),
+        ({"hidden": "9" * 400}, "9+ is invalid"),
+        ({"cp": "-1"}, "-1 is invalid"),
+        ({"tp": "2.5"}, "2.5 is invalid"),
+        ({"vpp": "1000000"}, "1000000 is invalid"),
+        ({"gbs": "1073741824", "vpp": "1"}, "are more than can be simulated"),
+        ({"value": "1e308", "metric": "tflops_per_gpu"}, "a step of .* s cannot be"),
+        ({"gpu": "A100", "precision": "fp8"}, ".*this GPU has no fp8"),
+    ],
+)
+def test_a_row_that_cannot_be_is_left_out_in_one_line(also, message):
+    row = dict(zip(COLUMNS.split(","), VALUES.split(","), strict=True)) | {"metric": "iter_time", "value": "1"}
+    runs, (line,) = published_runs([row | also], read_hardware())
+    assert not runs
+    assert re.match(f"row x: .*{message}", line), line
+
+
+def test_files_of_strangers_are_refused_in_one_line(tmp_path):
+    path, head = tmp_path / "rows.csv", ",".join(NEEDED)
+    for data, message in ((b"\xff\xfe", "not a CSV file"), (f"{head}\n{'x' * 200_000}\n".encode(), "not a CSV file")):
+        path.write_bytes(data)
+        with pytest.raises(ConfigError, match=message):
+            read_rows(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="a named pipe"):
+        read_rows(path)
