@@ -11,6 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from gpt.errors import ConfigError
 from gpt.losses.batch import Batch
 from gpt.losses.marks import IGNORE
 from gpt.post_training.ppo.rollouts import SampledResponse
@@ -119,8 +120,9 @@ def make_episodes(
 
 
 def join(parts: Sequence[Episodes]) -> Episodes:
-    """Parts that weights of one version wrote, as one."""
-    versions = {part.version for part in parts}
-    assert len(versions) == 1, versions
+    """Parts as one. ConfigError: weights of several versions wrote them."""
+    versions = sorted({part.version for part in parts})
+    if len(versions) != 1:
+        raise ConfigError(f"rollouts of one iteration were written by weights of several steps: {versions[:8]}")
     columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in COLUMNS}
     return Episodes(**columns, version=parts[0].version)

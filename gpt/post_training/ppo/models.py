@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from gpt.data.dataset import TrainingData
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, MachineFault
 from gpt.post_training.ppo.config import GRPOConfig, PPOConfig
 from gpt.post_training.ppo.rewards import ResponseReward
 from gpt.tokenizer.tokenizers import Tokenizer
@@ -63,10 +63,11 @@ def exchange(engine: Engine, value: T, *, writes: bool) -> list[T]:
 
 
 def agree(engine: Engine, error: ConfigError | None) -> None:
-    """Raise the first error of any rank on all ranks. Every rank must call it."""
-    texts = engine.all_gather_objects([] if error is None else [str(error)])
-    if texts:
-        raise ConfigError(texts[0][0]) from error
+    """Raise the first error of any rank on all ranks, with its exit status. Every rank must call it."""
+    found = engine.all_gather_objects([] if error is None else [(str(error), error.exit_status)])
+    if found:
+        text, status = found[0][0]
+        raise (MachineFault if status == MachineFault.exit_status else ConfigError)(text) from error
 
 
 def any_rank(engine: Engine, here: bool) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.losses.batch import Batch
 from gpt.losses.marks import IGNORE
 from gpt.post_training.ppo.config import RewardSource
@@ -76,7 +76,8 @@ def call_reward(function: RewardFunction, prompts: list[str], responses: list[st
         found: Any = function(prompts, responses)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
-        raise ConfigError(f"the reward '{name}' raised {type(error).__name__}: {text}{_where(error)}") from error
+        said = f"the reward '{name}' raised {type(error).__name__}: {text}{_where(error)}"
+        raise (file_error(error, said) if isinstance(error, OSError) else ConfigError(said)) from error
     return as_scores(found, n=len(responses), name=name)
 
 
@@ -89,7 +90,7 @@ def as_scores(found: Any, *, n: int, name: str) -> Tensor:
         raise ConfigError(f"the reward '{name}' returned {len(values)} numbers for {n} responses: must be one for each")
     try:
         return torch.tensor([float("nan") if value is None else float(value) for value in values], dtype=torch.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"the reward '{name}' returned a list that is not all numbers ({error})") from None
 
 

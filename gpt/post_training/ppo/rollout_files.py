@@ -10,6 +10,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from gpt.errors import ConfigError, file_error
 from gpt.files.atomic import open_replacement
@@ -30,6 +33,10 @@ _RULES = Fields(
 )
 
 
+class DamagedRollouts(ConfigError):
+    """Rollouts are missing or differ from what was written."""
+
+
 def step_folder(directory: Path, step: int) -> Path:
     """The folder of the rollouts of an iteration, counted from 1."""
     return directory / f"step-{step:09d}"
@@ -42,7 +49,8 @@ def write_part(folder: Path, episodes: Episodes, *, temperature: float, sampled_
     specs = {name: TensorSpec(tuple(getattr(episodes, name).shape), dtype) for name, dtype in COLUMNS.items()}
     sha256 = hashlib.sha256()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(exist_ok=True)  # not its parent: a deleted run directory stays deleted
+        folder.mkdir(exist_ok=True)
         with open_replacement(path, durable=True) as file:
             for block in encode_file(specs, ((name, getattr(episodes, name)) for name in COLUMNS)):
                 sha256.update(block)
@@ -64,24 +72,37 @@ def write_part(folder: Path, episodes: Episodes, *, temperature: float, sampled_
 def has_part(folder: Path, first: int, *, n: int, version: int, sampled_by: str) -> bool:
     """Whether a whole part of these n episodes is there, written by weights of this version with the same settings.
 
-    Reads its record alone.
+    Reads it whole: a damaged part is not there.
     """
+    path = _part(folder, first)
+    record = _record_of(path, n=n, version=version, sampled_by=sampled_by)
     with suppress(ConfigError, FileNotFoundError):
-        record = read_checked_json(_part(folder, first).with_suffix(".json"), _RULES, max_bytes=1 << 16)
-        found = (record["first"], record["episodes"], record["version"], record["sampled_by"])
-        return found == (first, n, version, sampled_by)
+        return record is not None and _digest(path) == record["sha256"]
     return False
+
+
+def _record_of(path: Path, *, n: int, version: int, sampled_by: str) -> dict[str, Any] | None:
+    """The record of a part, if it is one of n episodes by these weights and settings."""
+    with suppress(ConfigError, FileNotFoundError):
+        record: dict[str, Any] = read_checked_json(path.with_suffix(".json"), _RULES, max_bytes=1 << 16)
+        found = (record["episodes"], record["version"], record["sampled_by"])
+        if found == (n, version, sampled_by) and _part(path.parent, record["first"]) == path:
+            return record
+    return None
 
 
 def read_rollouts(folder: Path, first: int, n: int, *, temperature: float) -> Episodes:
     """Episodes `first` to `first + n` from the parts that hold them. ConfigError: one is missing, damaged or other."""
-    found = [
-        part.rows(max(0, first - start), first + n - start)
-        for start, part in _parts(folder, temperature=temperature, first=first, stop=first + n)
-    ]
+    try:
+        found = [
+            part.rows(max(0, first - start), first + n - start)
+            for start, part in _parts(folder, temperature=temperature, first=first, stop=first + n)
+        ]
+    except OSError as error:
+        raise file_error(error, f"{folder} cannot be read: {error}") from error
     numbers = [number for part in found for number in part.numbers.tolist()]
     if numbers != list(range(first, first + n)):
-        raise ConfigError(
+        raise DamagedRollouts(
             f"{folder} holds {len(set(numbers))} of the {n} episodes from {first:,} on. Remove it to sample them again"
         )
     return join(found)
@@ -93,9 +114,11 @@ def discard_other_parts(folder: Path, *, n: int, version: int, sampled_by: str) 
     One process calls it.
     """
     for path in folder.glob("episodes-*.json"):
-        first = int(path.stem.removeprefix("episodes-"))
-        if not has_part(folder, first, n=n, version=version, sampled_by=sampled_by):
-            shutil.rmtree(folder)
+        if _record_of(path.with_suffix(".safetensors"), n=n, version=version, sampled_by=sampled_by) is None:
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                raise file_error(error, f"{folder} could not be removed: {error}") from error
             return
 
 
@@ -122,17 +145,31 @@ def _parts(folder: Path, *, temperature: float, first: int, stop: int) -> Iterat
         yield record["first"], _read_part(path.with_suffix(".safetensors"), record)
 
 
-def _read_part(path: Path, record: dict[str, object]) -> Episodes:
-    with open_regular(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    if digest != record["sha256"]:
-        raise ConfigError(f"{path} is damaged: its bytes differ from its checksum. Remove the folder to sample again")
+def _read_part(path: Path, record: dict[str, Any]) -> Episodes:
+    if _digest(path) != record["sha256"]:
+        raise DamagedRollouts(f"{path} is damaged: its bytes differ from its checksum. A restart samples them again")
     tensors = {name: read_tensor(location) for name, location in read_header(path).items()}
-    if {name: tensor.dtype for name, tensor in tensors.items()} != COLUMNS:
+    if not _are_episodes(tensors, n=record["episodes"]):
         raise ConfigError(f"{path} holds other tensors than rollouts. Remove the folder to sample again")
-    version = record["version"]
-    assert isinstance(version, int)
-    return Episodes(version=version, **tensors)
+    return Episodes(version=record["version"], **tensors)
+
+
+def _are_episodes(tensors: dict[str, Tensor], *, n: int) -> bool:
+    """Whether tensors are n episodes: types, shapes, and lengths that fit into the rows."""
+    if {name: tensor.dtype for name, tensor in tensors.items()} != COLUMNS:
+        return False
+    rows = tensors["tokens"].shape
+    shapes = {name: rows if name in ("tokens", "log_probs") else (n,) for name in COLUMNS}
+    if len(rows) != 2 or rows[0] != n or any(tensors[name].shape != shape for name, shape in shapes.items()):
+        return False
+    prompt, total = tensors["prompt_tokens"], tensors["total_tokens"]
+    fits = (prompt >= 1) & (prompt < total) & (total <= rows[1])
+    return bool(fits.all()) and bool((tensors["tokens"] >= 0).all())
+
+
+def _digest(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _part(folder: Path, first: int) -> Path:

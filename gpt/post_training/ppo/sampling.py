@@ -10,12 +10,13 @@ import numpy as np
 
 from gpt.data.sampling import Samples
 from gpt.data.skipped import SkippedData
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, MachineFault
 from gpt.inference.model import InferenceModel
 from gpt.losses.marks import PADDING
 from gpt.post_training.ppo.episodes import Episodes, join, make_episodes
 from gpt.post_training.ppo.models import PPOSetup, agree, any_rank
 from gpt.post_training.ppo.rollout_files import (
+    DamagedRollouts,
     discard_other_parts,
     discard_rollouts,
     has_part,
@@ -99,7 +100,8 @@ class RolloutSource:
         source = setup.rollouts if setup.config.replay_from is None else setup.config.replay_from / "rollouts"
         share = setup.minibatch // policy.data_size
         begin = (step - 1) * setup.episodes
-        error, parts = None, list[Episodes]()
+        error: ConfigError | None = None
+        parts = list[Episodes]()
         try:
             for first in range(begin, begin + setup.episodes, setup.minibatch):
                 parts.append(
@@ -111,10 +113,13 @@ class RolloutSource:
                     )
                 )
             self._check(parts, step)
-        except (ConfigError, OSError) as found:
-            error = found if isinstance(found, ConfigError) else ConfigError(str(found))
+            episodes = join(parts)
+        except DamagedRollouts as found:  # a restart samples the run's own again; those of another run are given
+            error = found if source != setup.rollouts else MachineFault(str(found))
+        except ConfigError as found:
+            error = found
         agree(policy, error)
-        return join(parts)
+        return episodes
 
     def _check(self, parts: list[Episodes], step: int) -> None:
         """ConfigError if replayed rollouts do not fit the run, or weights that are too old wrote them."""
@@ -124,6 +129,12 @@ class RolloutSource:
                 raise ConfigError(
                     f"data.seq_len = {setup.seq_len} is invalid: the replayed rollouts have {part.tokens.size(1)}. Use "
                     f"data.seq_len = {part.tokens.size(1)}"
+                )
+            if int(part.tokens.max()) >= setup.tokenizer.vocab_size:
+                raise ConfigError(
+                    f"objective.replay_from = '{setup.config.replay_from}' is invalid: its rollouts hold the token "
+                    f"{int(part.tokens.max())}, and the tokenizer has {setup.tokenizer.vocab_size}. Use rollouts of "
+                    "the same tokenizer"
                 )
             staleness = step - 1 - part.version
             if staleness > setup.config.max_staleness:

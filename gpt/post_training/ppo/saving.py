@@ -7,8 +7,8 @@ RUN/ema/checkpoints/    the moving average of the policy's weights; RUN/ema work
 
 from pathlib import Path
 
-from gpt.errors import ConfigError
-from gpt.post_training.ppo.models import PPOModels
+from gpt.errors import ConfigError, file_error
+from gpt.post_training.ppo.models import PPOModels, agree
 from gpt.post_training.ppo.state import PPOState
 from gpt.telemetry.event_log import RecordEvent
 from gpt.telemetry.time_ledger import TimeLedger
@@ -43,8 +43,7 @@ class PPOSaver:
             with self.ledger.span("saving"):
                 for name, engine in self.others.items():
                     directory = self.run.directory / name / "checkpoints"
-                    if engine.is_main:
-                        directory.parent.mkdir(exist_ok=True)
+                    agree(engine, _make(directory.parent) if engine.is_main else None)
                     engine.checkpoints.shared.save(directory, step=state.step, state=contents, keep=keep)
         except ConfigError as error:
             self.saver.count_failure(error, step=state.step, fatal=must_succeed)
@@ -52,3 +51,12 @@ class PPOSaver:
         before = self.saver.newest
         self.saver.save(state.to_loop(), must_succeed=must_succeed)
         return self.saver.newest != before
+
+
+def _make(folder: Path) -> ConfigError | None:
+    """Make a folder in the run directory; return the error if the disk refuses or the run directory is gone."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        return file_error(error, f"{folder} could not be made: {error}")
+    return None

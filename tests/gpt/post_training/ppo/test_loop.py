@@ -1,8 +1,12 @@
 """The loop against its closed form, and with rewards that are not numbers."""
 
+import errno
+import gc
 import importlib.util
 import math
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, MachineFault
 from gpt.post_training.ppo.config import GRPOConfig, PPOConfig
 from gpt.post_training.ppo.episodes import Episodes, make_episodes
 from gpt.post_training.ppo.measures import correlation, iteration_values
@@ -158,6 +162,76 @@ def test_a_reward_function_that_fails_ends_the_run_with_one_line(bandit: Any, tm
     )
     with pytest.raises(ConfigError, match=r"^the reward 'mine' raised ValueError: no score today \(.*:\d+\)$"):
         run.loop.train()
+
+
+def test_a_reward_function_whose_machine_fails_can_be_restarted(bandit: Any, tmp_path: Path) -> None:
+    def unreachable(prompts: list[str], responses: list[str]) -> list[float]:
+        raise ConnectionResetError(errno.ECONNRESET, "the scorer is gone")
+
+    config = PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC)
+    reward = FunctionReward("mine", unreachable, bandit.Digits())
+    run = bandit.make(tmp_path, config, iterations=1, episodes=16, learning_rate=1e-3, reward=reward)
+    with pytest.raises(MachineFault, match=r"the reward .mine. raised ConnectionResetError: .*the scorer is gone"):
+        run.loop.train()
+
+
+def test_rollouts_that_a_disk_damages_are_sampled_again_by_a_restart(bandit: Any, tmp_path: Path) -> None:
+    """Status 1 says that a restart may succeed; it finds the damage before it counts the part as there."""
+    config = PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC)
+
+    def start() -> Any:
+        return bandit.make(tmp_path, config, iterations=1, episodes=16, learning_rate=1e-3)
+
+    run = start()
+    skipped = run.loop.state.loop.skipped
+    how = {"version": 0, "stop": lambda: False, "beat": lambda: None}
+    assert run.loop.rollouts.sample(1, skipped, **how)
+    whole = run.loop.rollouts.read(1)
+    (part,) = (tmp_path / "rollouts").rglob("*.safetensors")
+    for damage in (part.read_bytes()[:-1] + b"\x07", b""):
+        part.write_bytes(damage)
+        with pytest.raises(MachineFault, match="is damaged: its bytes differ from its checksum"):
+            run.loop.rollouts.read(1)
+        again = start().loop.rollouts
+        assert again.sample(1, skipped, **how)
+        assert torch.equal(again.read(1).log_probs, whole.log_probs)
+        assert torch.equal(again.read(1).tokens, whole.tokens)
+
+
+def test_a_disk_that_is_full_while_rollouts_are_written_can_be_restarted(
+    bandit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC)
+    run = bandit.make(tmp_path, config, iterations=1, episodes=16, learning_rate=1e-3)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MachineFault, match=r"could not be written: .*No space left"):
+        run.loop.train()
+
+
+def test_iterations_leave_no_tensors_descriptors_threads_or_files_behind(bandit: Any, tmp_path: Path) -> None:
+    """Without the collector, tensors that objects in cycles hold would add up too."""
+    config = PPOConfig(minibatch_episodes=4, ema=0.0, keep_rollouts=2, **CRITIC)
+    run = bandit.make(tmp_path, config, iterations=1000, episodes=8, learning_rate=1e-3)
+
+    def used(iterations: int) -> list[int]:
+        for _ in range(iterations):
+            assert run.loop.iterate() is None
+            if run.loop.state.step % 5 == 0:
+                run.loop.save(must_succeed=True)
+        tensors = sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
+        files = sum(path.is_file() for path in tmp_path.rglob("*"))
+        return [tensors, len(os.listdir("/proc/self/fd")), threading.active_count(), files]
+
+    gc.collect()
+    gc.disable()
+    try:
+        used(10)  # in which everything starts
+        assert used(10) == used(10), "tensors, descriptors, threads, files: before and after ten iterations"
+    finally:
+        gc.enable()
 
 
 def test_a_run_without_any_reward_ends_after_so_many_updates(bandit: Any, tmp_path: Path) -> None:

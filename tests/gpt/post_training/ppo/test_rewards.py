@@ -47,6 +47,7 @@ def test_a_function_gets_texts_without_the_end_token() -> None:
         ([1.0], "returned 1 numbers for 2 responses"),
         ("12", "returned str: must be a list of 2 numbers"),
         (["a", 1.0], "not all numbers"),
+        ([10**400, 1.0], "not all numbers"),
     ],
 )
 def test_a_wrong_answer_is_one_line(found: object, message: str) -> None:

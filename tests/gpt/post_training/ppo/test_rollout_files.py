@@ -1,6 +1,7 @@
 """Rollouts as files: published whole, read back by other shares, refused if damaged."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from gpt.errors import ConfigError
 from gpt.post_training.ppo.episodes import Episodes, join, make_episodes
 from gpt.post_training.ppo.rollout_files import (
+    DamagedRollouts,
     discard_other_parts,
     discard_rollouts,
     has_part,
@@ -67,8 +69,27 @@ def test_missing_damaged_and_other_rollouts_are_refused(tmp_path: Path) -> None:
     damaged = bytearray(file.read_bytes())
     damaged[-1] ^= 1
     file.write_bytes(damaged)
-    with pytest.raises(ConfigError, match="is damaged: its bytes differ from its checksum"):
+    with pytest.raises(DamagedRollouts, match="is damaged: its bytes differ from its checksum"):
         read_rollouts(tmp_path, 0, 4, temperature=1.0)
+    assert not has_part(tmp_path, 0, n=4, version=4, sampled_by="a"), "so a restart samples it again"
+
+
+@pytest.mark.parametrize("name", ["tokens", "total_tokens", "numbers"])
+def test_tensors_that_are_no_episodes_are_refused_although_their_digest_is_right(tmp_path: Path, name: str) -> None:
+    made = episodes(0, 4)
+    wrong = {"tokens": made.tokens[:, 0], "total_tokens": made.total_tokens + T, "numbers": made.numbers[:3]}[name]
+    write_part(tmp_path, replace(made, **{name: wrong}), temperature=1.0, sampled_by="a")
+    with pytest.raises(ConfigError):
+        read_rollouts(tmp_path, 0, 4, temperature=1.0)
+
+
+def test_a_stray_file_and_a_wrong_name_count_as_rollouts_of_others(tmp_path: Path) -> None:
+    for name in ("episodes-x.json", "episodes-000000000008.json"):
+        folder = step_folder(tmp_path, 1)
+        write_part(folder, episodes(0, 4), temperature=1.0, sampled_by="a")
+        (folder / name).write_bytes((folder / "episodes-000000000000.json").read_bytes())
+        discard_other_parts(folder, n=4, version=4, sampled_by="a")
+        assert not folder.exists()
 
 
 def test_a_part_counts_once_its_record_is_there(tmp_path: Path) -> None:
