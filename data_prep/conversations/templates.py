@@ -9,7 +9,7 @@ from typing import Any
 from data_prep.conversations.conversation import Turn, UnusableRecord
 from data_prep.execution.child_frames import FAILED, SIZE
 from data_prep.execution.child_process import Child
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.files.json_files import read_json_object
 from gpt.files.json_text import decode_json
 from gpt.files.regular import read_text
@@ -84,7 +84,7 @@ def _read_template(path: Path, folders: Sequence[Path]) -> ChatTemplate | None:
     settings = {} if settings_file is None else read_json_object(settings_file)
     source: Any = settings.get("chat_template")
     if path.suffix != ".json":
-        source = read_text(path, max_bytes=_MAX_TEMPLATE_BYTES)
+        source = _read_source(path)
     if isinstance(source, list):  # several by name
         named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
         source = named.get("default")
@@ -93,6 +93,15 @@ def _read_template(path: Path, folders: Sequence[Path]) -> ChatTemplate | None:
     names = {key: _name(value) for key, value in settings.items() if key.endswith("_token")}
     variables = tuple(sorted((key, value) for key, value in names.items() if value is not None))
     return ChatTemplate(source, variables, str(path))
+
+
+def _read_source(path: Path) -> str:
+    try:
+        return read_text(path, max_bytes=_MAX_TEMPLATE_BYTES)
+    except OSError as error:
+        raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a chat template that can be used: it is not UTF-8") from None
 
 
 def _name(value: Any) -> str | None:

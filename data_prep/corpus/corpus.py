@@ -20,6 +20,7 @@ from data_prep.execution.files import disk_errors, lock_folder, temporary_for
 from gpt.errors import ConfigError
 from gpt.files.atomic import sync_file, sync_folder
 from gpt.files.json_text import decode_json
+from gpt.files.regular import read_text
 
 CORPUS_FILE = "corpus.json"
 VERSION = 2  # version 1 had one file per split and no sampled digests
@@ -88,7 +89,7 @@ def read_corpus(folder: Path) -> dict[str, Any]:
     """Read the description of a corpus. ConfigError: there is none, or it is damaged."""
     path = folder / CORPUS_FILE
     try:
-        description: dict[str, Any] = decode_json(path.read_text(encoding="utf-8"))
+        description: dict[str, Any] = decode_json(read_text(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: no such file. Run `triaxial prepare` to make the corpus") from None
     except ValueError as error:

@@ -12,7 +12,7 @@ from data_prep.documents.shards import whole_text
 from data_prep.inputs.find import absolute
 from data_prep.readers.compressed import read_bytes, read_lines
 from data_prep.readers.unpackers import Broken
-from gpt.errors import ConfigError, import_extra
+from gpt.errors import ConfigError, file_error, import_extra
 from gpt.files.json_text import decode_json
 
 _MAX_RECORD_BYTES = 256 << 20
@@ -143,7 +143,9 @@ def _arrow_rows(path: Path, open_file: Any) -> Iterator[Any]:
             batches = file if path.suffix == ".arrow" else file.iter_batches(batch_size=256)
             for batch in batches:
                 yield from batch.to_pylist()
-    except (arrow.ArrowException, OSError) as error:
+    except OSError as error:
+        raise file_error(error, f"{path} is not readable: {str(error).splitlines()[0]}") from None
+    except arrow.ArrowException as error:
         raise ConfigError(f"{path} is not readable: {str(error).splitlines()[0]}") from None
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpt.errors import ConfigError, import_extra
+from gpt.errors import ConfigError, file_error, import_extra
 from gpt.files.json_text import decode_json
 
 N_BUCKETS = 1 << 18
@@ -135,7 +135,10 @@ def load_model(path: Path) -> QualityModel:
         raise ConfigError(
             f"{path}: no such quality model. Make one with `triaxial prepare train-quality --output {path}`"
         ) from None
-    except (SafetensorError, OSError, ValueError) as error:  # OSError "No such device": it is a folder
+    except OSError as error:  # "No such device": it is a folder
+        wrong = ConfigError(f"{path} is not a quality model ({error})")
+        raise (wrong if path.is_dir() else file_error(error, f"{path} cannot be read ({error})")) from None
+    except (SafetensorError, ValueError) as error:
         raise ConfigError(f"{path} is not a quality model ({error})") from None
     if weights.shape != (N_BUCKETS,) or bias.shape != (1,) or not np.isfinite(weights).all():
         raise ConfigError(f"{path} is not a quality model: its weights are not {N_BUCKETS} finite numbers")

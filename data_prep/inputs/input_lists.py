@@ -104,7 +104,9 @@ def _lines(name: str) -> list[str]:
                 found = list(read_lines(copy, max_bytes=_MAX_PATH_BYTES))
         else:
             found = list(read_lines(Path(name).expanduser(), max_bytes=_MAX_PATH_BYTES))
-    except (OSError, Broken) as error:
+    except OSError as error:
+        raise file_error(error, f"input.path_lists: '{name}' cannot be read ({error})") from None
+    except Broken as error:
         raise ConfigError(f"input.path_lists: '{name}' cannot be read ({error})") from None
     lines = [None if line is None else decode_utf8(line) for line in found]
     paths = [line.strip() for line in lines if line is not None and line.strip()]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.files.json_text import decode_json
 from gpt.files.regular import open_regular
 
@@ -86,7 +86,9 @@ def read_header(path: Path) -> dict[str, TensorLocation]:
             header = decode_json(file.read(length))
         header.pop("__metadata__", None)
         found = {name: _location(path, entry, start=8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except OSError as error:
+        raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not a safetensors file ({type(error).__name__}: {str(error)[:200]})") from None
     end = 8 + length
     for name, location in sorted(found.items(), key=lambda item: (item[1].start, item[1].size_bytes)):

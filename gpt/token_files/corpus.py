@@ -17,7 +17,8 @@ CORPUS_FILE = "corpus.json"
 # The rules of the fields that are needed to open the files, of all prefixes and of the one that is opened.
 _FILES = Fields({"prefix": Text()}, {"shards": ListOf(Fields({"name": Text()}))})
 _SPLIT = Fields({"prefix": Text()}, {"shards": ListOf(Fields({"name": Text()})), "streams": ValuesOf(_FILES)})
-_DESCRIPTION = Fields(optional={"version": Whole(1), "splits": ValuesOf(_SPLIT)})
+_CHAT = Fields(optional={"kind": Text(), "format": Text(), "end_ids": ListOf(Whole())})
+_DESCRIPTION = Fields(optional={"version": Whole(1), "splits": ValuesOf(_SPLIT), "chat": _CHAT})
 _TOKENIZER = Fields({"tokenizer": Fields({"file": Text(), "fingerprint": Text()})})
 _FILE = Fields({"bytes": Whole(), "sampled_sha256": Text()})
 _DIGESTS = Fields({"bin": _FILE, "idx": _FILE})

@@ -1,16 +1,18 @@
 """Rankings and demonstrations in token files, as sequences to score."""
 
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpt.errors import ConfigError
-from gpt.files.json_text import decode_json
+from gpt.files.json_files import read_json_lines
 from gpt.post_training.ranking_accuracy import Floats, Ints, RankedPrompt
 from gpt.token_files.corpus import describe_corpus, open_tokens
 from gpt.token_files.files import TokenFile
+
+MAX_SCORE = 1e30  # larger ones are damage; their differences would overflow
 
 
 def is_token_file(path: Path) -> bool:
@@ -74,26 +76,18 @@ def _check_tokenizer(prefix: Path, *, path: Path, fingerprint: str) -> None:
     )
 
 
-def _side_file(path: Path, *, n_documents: int) -> Iterator[dict[str, Any]]:
-    """A line for each document; empty ones without the file."""
-    if not path.is_file():
-        yield from ({} for _ in range(n_documents))
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if len(lines) != n_documents:
-        raise ConfigError(f"{path} is invalid: it has {len(lines)} lines for {n_documents} documents. Prepare it again")
-    for number, line in enumerate(lines):
-        try:
-            value = decode_json(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise ConfigError(f"{path}: line {number + 1} is invalid: it must be a JSON object. Prepare it again")
-        yield value
+def _side_file(path: Path, *, n_documents: int) -> list[dict[str, Any]]:
+    """An object for each document; empty ones without the file."""
+    if not os.path.lexists(path):
+        return [{} for _ in range(n_documents)]
+    found = [fact for _, fact in read_json_lines(path)]
+    if len(found) != n_documents:
+        raise ConfigError(f"{path} is invalid: it has {len(found)} lines for {n_documents} documents. Prepare it again")
+    return found
 
 
 def _scores(values: Any, n: int) -> Floats:
     """The source's scores (n,), NaN where unknown."""
     if not isinstance(values, list) or len(values) != n:
         return np.full(n, np.nan)
-    return np.array([float(v) if isinstance(v, (int, float)) else np.nan for v in values])
+    return np.array([float(v) if isinstance(v, (int, float)) and abs(v) < MAX_SCORE else np.nan for v in values])

@@ -111,9 +111,10 @@ def write_ledger(path: Path) -> None:
 # ---- damage with right digests ---------------------------------------------------------------------------------------
 
 
-def damage_signed(folder: Path, rng: Random) -> list[str]:
-    """Change one file of a checkpoint, and write a manifest that has its size and digest."""
-    checkpoint = rng.choice(sorted([*folder.glob("run/checkpoints/step-*4"), *folder.glob("tier/*/step-*4")]))
+def damage_signed(folder: Path, rng: Random, *, step: int = 4) -> list[str]:
+    """Change one file of a checkpoint of this step, and write a manifest that has its size and digest."""
+    places = ("run/checkpoints", "tier/*")
+    checkpoint = rng.choice(sorted(path for place in places for path in folder.glob(f"{place}/step-*{step}")))
     name = rng.choice((STATE, STATE, INDEX, INDEX, MANIFEST, "shard-00000.safetensors"))
     path, manifest = checkpoint / name, json.loads((checkpoint / MANIFEST).read_text())
     if name == MANIFEST:

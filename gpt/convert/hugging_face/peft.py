@@ -24,6 +24,7 @@ from gpt.files.safetensors import TensorLocation, TensorSpec, encode_file, read_
 from gpt.model.config import ModelConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MAX_ALPHA = 1e9  # of PEFT's adapters; alpha / rank multiplies weights of fp32
 _PREFIX = "base_model.model."
 # An adapter computes something else if one of these settings is neither null nor this value.
 _NEEDS: dict[str, object] = {
@@ -161,8 +162,9 @@ def read_peft(folder: Path, config: ModelConfig) -> tuple[AdapterConfig, Iterato
     """
     settings = read_json_object(folder / CONFIG)
     for key, needed in _NEEDS.items():
-        if settings.get(key) not in (needed, None):
-            raise ConfigError(f"{folder / CONFIG}: {key} = {json.dumps(settings[key])} cannot be expressed here")
+        value = settings.get(key)
+        if value is not None and (type(value) is not type(needed) or value != needed):
+            raise ConfigError(f"{folder / CONFIG}: {key} = {json.dumps(value)} cannot be expressed here")
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} has no {WEIGHTS}. Save the adapter as safetensors; pickles are never read")
     found = read_header(folder / WEIGHTS)
@@ -174,8 +176,11 @@ def read_peft(folder: Path, config: ModelConfig) -> tuple[AdapterConfig, Iterato
         modules[known[name].hf_name] = known[name]
     targets = tuple(part for module in modules.values() for part in module.parts)
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, (int, float)):
-        raise ConfigError(f"{folder / CONFIG}: r and lora_alpha must be numbers")
+    is_number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
+    if type(rank) is not int or alpha is None or not is_number or not 0 < alpha <= MAX_ALPHA:
+        raise ConfigError(
+            f"{folder / CONFIG}: r must be a whole number, and lora_alpha a number above 0, at most {MAX_ALPHA:g}"
+        )
     adapter = AdapterConfig(
         rank=rank,
         alpha=float(alpha),

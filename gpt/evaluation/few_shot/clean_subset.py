@@ -1,11 +1,13 @@
 """Read which items of a task occur in the training text, from the results of `triaxial prepare overlap`."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.files.json_text import decode_json
+from gpt.files.regular import open_regular
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,12 @@ def read_overlap(path: Path, tasks: list[str]) -> Overlap:
     """
     found: dict[str, dict[int, bool]] = {}
     try:
-        with open(path, encoding="utf-8") as file:
+        with open_regular(path) as data, io.TextIOWrapper(data, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 _take(line, found, where=f"--clean-subset {path} line {number}")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise file_error(error, f"--clean-subset {path} cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"--clean-subset {path} cannot be read: {error}") from None
     dirty = {}
     for name, marks in found.items():

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
+from gpt.files.regular import read_text
 
 ARITHMETIC_PROBLEMS = 2_000  # per task, as in the paper
 MAX_WORDS = 10_000
@@ -153,8 +154,10 @@ def words_of_python() -> WordList:
 def words_of_file(path: Path) -> WordList:
     """Return the most frequent words of a text file. A list of words, one per line, keeps its order."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except OSError as error:
+        raise file_error(error, f"--words {path} cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"--words {path} cannot be read: {error}") from None
     return frequent_words(text, source=str(path))
 

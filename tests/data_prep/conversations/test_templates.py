@@ -104,3 +104,13 @@ def test_the_template_is_found_next_to_the_tokenizer(tmp_path):
     assert find_template(tokenizer, tmp_path / "other.jinja").source == "O"
     with pytest.raises(ConfigError, match=r"conversations.template = '.*none' is invalid: no such file"):
         find_template(tokenizer, tmp_path / "none")
+
+
+def test_a_file_that_is_no_text_or_no_file_is_one_line(tmp_path):
+    path = tmp_path / "chat_template.jinja"
+    path.write_bytes(b"{{ messages }}\xa5")
+    with pytest.raises(ConfigError, match="not a chat template that can be used: it is not UTF-8"):
+        find_template(tmp_path / "tokenizer.json", None)
+    path.write_bytes(b"x" * (1 << 20 | 1))
+    with pytest.raises(ConfigError, match="too large for such a file"):
+        find_template(tmp_path / "tokenizer.json", path)

@@ -1,7 +1,9 @@
 """Safetensors files by plain reads and writes, compared with the safetensors library."""
 
+import errno
 import json
 import math
+import os
 import random
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, load_file, save_file
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, MachineFault
 from gpt.files.safetensors import (
     DTYPES,
     TensorSpec,
@@ -114,3 +116,15 @@ def test_random_damage_to_a_header_is_refused_or_harmless(tmp_path: Path) -> Non
             refused.append(str(error))
     assert len(refused) > 200
     assert not any("\n" in message for message in refused)
+
+
+def test_a_disk_that_fails_is_no_damage_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status 1, so that a launcher starts again; it was 2, as for a file that is none of this kind."""
+    save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
+
+    def fails(*_: object, **__: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.raises(MachineFault, match=r"a\.safetensors cannot be read: input/output error"):
+        read_header(tmp_path / "a.safetensors")

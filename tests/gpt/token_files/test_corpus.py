@@ -58,6 +58,11 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(data)
 
 
+def describe_chat(corpus: Path, chat: Any) -> None:
+    path = corpus / "corpus.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat": chat}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -74,6 +79,8 @@ def flip(path: Path, offset: int) -> None:
             lambda c: link_to_itself(c / "train-00000-of-00002.bin"),
             r"00002\.bin cannot be read: Too many",
         ),
+        (lambda c: describe_chat(c, {"end_ids": ["x"]}), r"chat\.end_ids\[0\] = 'x' is no whole number"),
+        (lambda c: describe_chat(c, [1]), r"chat = \[1\] is no object of keys"),
         (lambda c: link_to_itself(c / "corpus.json"), r"corpus\.json cannot be read: Too many levels"),
     ],
 )

@@ -97,6 +97,9 @@ def test_mistakes_are_one_line(tmp_path: Path, tokenizer_json: Path, capsys: pyt
     for key, value in (("use_dora", True), ("bias", "all"), ("peft_type", "IA3"), ("rank_pattern", {"q_proj": 8})):
         config.write_text(json.dumps({**json.loads(good), key: value}))
         assert f"adapter_config.json: {key} = {json.dumps(value)} cannot be expressed here" in refused(*base)
+    for key, value in (("lora_alpha", 10**400), ("lora_alpha", True), ("lora_alpha", float("nan")), ("r", True)):
+        config.write_text(json.dumps({**json.loads(good), key: value}))
+        assert "r must be a whole number, and lora_alpha a number above 0" in refused(*base)
     config.write_text(json.dumps({**json.loads(good), "r": 5}))
     assert "but (5, 48) for this base model" in refused(*base)
     config.write_text(good)
