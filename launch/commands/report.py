@@ -19,7 +19,7 @@ from gpt.telemetry.goodput import NAMES, Account
 from launch.dashboard.feed import run_directories
 from launch.dashboard.page import page_file
 from launch.dashboard.server import Dashboard
-from launch.processes.terminal import printable, table_console
+from launch.processes.terminal import printable, table_console, work_progress
 from launch.reports.facts import (
     as_json,
     bytes_text,
@@ -83,7 +83,9 @@ def report_run(args: argparse.Namespace, emit: Emit) -> int:
 
 def show(args: argparse.Namespace, emit: Emit) -> int:
     """The report of one run."""
-    history, now = read_history(args.run[0]), time.time()
+    with work_progress() as progress:
+        progress.start("reading the run")
+        history, now = read_history(args.run[0]), time.time()
     console = table_console()
     console.print(Text(f"{history.directory}: {printable(status(history, now=now))}"))
     for problem in history.problems:

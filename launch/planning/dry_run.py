@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import os
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from gpt.training.objective import Objective
 from launch.config.objectives import program_of
 from launch.config.run_config import RunConfig
 from launch.processes.local_ranks import fork_server
+from launch.processes.terminal import work_progress
 from launch.reports.written import json_destination
 from launch.training.build import build_objective
 from parallel.engines.settings import EngineSettings
@@ -45,14 +46,21 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
 
 
 def measure(settings: EngineSettings, objective: Objective, ranks: list[int], *, data: DataConfig) -> list[RankReport]:
-    """The reports of some ranks, each measured in a separate process."""
+    """The reports of some ranks, each measured in a separate process. Shows its progress."""
     work = partial(measure_rank, settings, data=data, objective=objective)
     if len(ranks) == 1:
-        return [work(rank=ranks[0])]
+        with work_progress() as progress:
+            progress.start("measuring a rank")
+            return [work(rank=ranks[0])]
     context = fork_server(["parallel.planner.dry_run"])  # torch is imported once
     at_once = min(len(ranks), os.cpu_count() or 1)
     with ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1) as pool:
         jobs = [pool.submit(work, rank=rank) for rank in ranks]
+        with work_progress() as progress:
+            progress.start(f"measuring {len(ranks)} kinds of ranks", total=len(ranks))
+            for job in as_completed(jobs):
+                job.result()
+                progress.advance()
         return [job.result() for job in jobs]
 
 

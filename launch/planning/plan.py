@@ -32,6 +32,7 @@ from launch.planning.plan_report import (
 )
 from launch.planning.plan_request import GpuOption, check_amounts, gpus_here, parse_deadline, parse_gpus, plan_request
 from launch.planning.policy_plan import policy_json, policy_lines, policy_plan
+from launch.processes.terminal import work_progress
 from launch.reports.written import Emit, check_destination, write_page
 from launch.training.build import build_objective
 from parallel.engines.settings import EngineSettings
@@ -140,7 +141,9 @@ def _plan_one(
         given = given_layout(config, request, gpus)
         ranking = Ranking(gpus, (rank_one(request, given),), 1, ())
     else:
-        ranking = rank_layouts(request, gpus, keep=args.keep)
+        with work_progress() as progress:
+            progress.start(f"searching layouts of {gpus:,} GPUs")
+            ranking = rank_layouts(request, gpus, keep=args.keep)
     return ranking, [_planned(args, config, request, each) for each in ranking.layouts]
 
 

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from launch.processes.terminal import SafeConsole, worker_count
+from launch.processes.terminal import SafeConsole, work_progress, worker_count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,9 @@ def run(args: argparse.Namespace) -> int:
 
     n_threads = worker_count(args.workers)
     started_at = time.perf_counter()
-    found = verify(args.folder, n_threads=n_threads)
+    with work_progress() as progress:
+        progress.start(f"comparing {args.folder}")
+        found = verify(args.folder, n_threads=n_threads)
     elapsed_s = time.perf_counter() - started_at
     console = SafeConsole(emoji=False, highlight=False, markup=False, soft_wrap=True)
     for fault in found.faults:
