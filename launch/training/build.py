@@ -21,7 +21,7 @@ from gpt.training.run import Run
 from gpt.training.validation import check_best_name, validation_names
 from launch.config.corpora import naming_the_maker
 from launch.config.run_config import RunConfig, as_dict
-from launch.processes.environment import ClusterEnvironment
+from launch.processes.environment import GPU_MEMORY_SETTINGS, ClusterEnvironment, set_unless_set
 from launch.training.hardware import peak_flops_per_s
 from launch.training.local_tier import local_directory
 from launch.training.reference import REFERENCE, build_reference
@@ -57,6 +57,7 @@ def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.dev
             f"Start as many processes per node as it has GPUs, or set run.device = 'cpu'"
         )
     device = torch.device("cuda", environment.local_rank)
+    set_unless_set(GPU_MEMORY_SETTINGS)  # a launcher has set them; a process without one reads them at the next line
     torch.cuda.set_device(device)
     return device
 

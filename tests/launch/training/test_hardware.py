@@ -1,6 +1,8 @@
 """The peak speed of a run's devices: from the table of GPUs, or measured on a CPU."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -66,3 +68,16 @@ def test_a_cpus_peak_is_measured_once_a_node_and_keeps_the_number_of_threads():
 
 def test_hardware_threads_of_a_core_count_once():
     assert 1 <= n_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.gpu
+def test_a_process_without_a_launcher_has_an_allocator_that_grows_its_segments():
+    program = (
+        "import torch; from launch.config.run_config import read_run_config; "
+        "from launch.processes.environment import ClusterEnvironment; from launch.training.build import pick_device; "
+        "pick_device(read_run_config('demo', []), ClusterEnvironment()); x = torch.zeros(1000, device='cuda'); "
+        "print([segment['is_expandable'] for segment in torch.cuda.memory_snapshot()])"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTORCH_")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "[True]", done.stderr
