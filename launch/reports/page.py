@@ -156,7 +156,7 @@ def _scientific(value: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value:.3g}%" if (value := 100 * value) < 1 else f"{value:.0f}%"
+    return f"{100 * value:.3g}%"
 
 
 # ---- time ------------------------------------------------------------------------------------------------------------

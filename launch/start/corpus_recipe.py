@@ -32,7 +32,7 @@ def _input(survey: Survey, choice: CorpusChoice) -> list[str]:
         comment = f"  # other texts: {one_line(', '.join(others[:6]))}" if others else ""
         lines.append(f"text_field = {toml(survey.text_field)}{comment}")
     if survey.encoding:
-        lines.append(f"encoding = {toml(survey.encoding)}  # of {len(survey.recoded):,} files that are not UTF-8")
+        lines.append(f"encoding = {toml(survey.encoding)}  # of the files that are not UTF-8: {len(survey.recoded):,}")
     if choice.separator:
         lines.append(f"text_separator = {toml(choice.separator)}  # between documents")
     if choice.split_bytes:

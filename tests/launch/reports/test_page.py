@@ -7,6 +7,7 @@ import re
 import pytest
 
 from gpt.telemetry.event_log import append_event
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
 from launch.reports import plots
 from launch.reports.page import MAX_LOST, event_marks, report_page
 from launch.runs.history import read_history
@@ -66,6 +67,16 @@ def test_each_metric_that_the_run_logged_has_a_plot(restarted):
     ], "no MFU, which the run did not log"
     assert "<i class=s1></i>validation/web &lt;b&gt;</span>" in page, "its line is named next to the training loss"
     assert page.count('class="line lost"') == 6, "the ten steps that were repeated, in each plot but goodput's"
+
+
+def test_the_ticks_of_a_small_share_differ(tmp_path):
+    with MetricsWriter(MetricsConfig(wandb="disabled"), tmp_path, run_config={}, resume_step=None) as writer:
+        for step in (1, 2):
+            writer.log(step, {"loss": 3.0, "mfu": 0.01 * step})
+    drawn = page_of(tmp_path).partition("Model FLOP utilisation")[2].partition("</svg>")[0]
+    ticks = re.findall(r">([\d.]+%)<", drawn)
+    assert len(ticks) > 3
+    assert len(set(ticks)) == len(ticks)
 
 
 def test_marks_are_the_events_with_a_step_and_faults_are_on_top(restarted):
