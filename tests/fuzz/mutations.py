@@ -207,7 +207,9 @@ def _near(value: Any, rng: Random) -> Any:
     if isinstance(value, bool):
         return rng.choice((not value, int(value), str(value)))
     if isinstance(value, int):
-        ways = (value + 1, value - 1, 2 * value, 1000 * value, -value, float(value), str(value), [value], value + 0.5)
+        real = float(max(-(10**300), min(value, 10**300)))  # an earlier change may have made it longer than floats go
+        text = str(value) if abs(value) < 10**4000 else "9" * 4000
+        ways = (value + 1, value - 1, 2 * value, 1000 * value, -value, real, text, [value], real + 0.5)
         return rng.choice(ways)
     if isinstance(value, float):
         return rng.choice((-value, value * 1e300, int(value) if math.isfinite(value) else 0, str(value), [value]))
