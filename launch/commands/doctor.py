@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gpt.errors import ConfigError, install_command
 from launch.engines.installed import EngineFacts
+from launch.preflight.links import SLOWED
 from launch.preflight.nodes import Check, check_nodes
 from launch.processes.machine_facts import Facts, collect
 from launch.reports.written import add_json_option, json_destination
@@ -152,6 +153,8 @@ def warnings_of(facts: Facts) -> list[str]:
         warnings.append("there are GPUs, but this torch has no NCCL: they cannot train together")
     if not facts.gpus and facts.torch is not None and facts.torch_build != "CPU only":
         warnings.append(f"torch is built for {facts.torch_build} but sees no GPU; training will use the CPU")
+    if SLOWED in facts.links.get("gpu clocks", ""):
+        warnings.append(f"a GPU is {SLOWED}: {facts.links['gpu clocks']}. Look at its cooling and its power supply")
     if any(not gpu.bf16 for gpu in facts.gpus):
         warnings.append("a GPU here has no bf16. Train in fp32")
     return warnings + engine_warnings(facts)

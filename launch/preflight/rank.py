@@ -18,11 +18,11 @@ from typing import Any
 
 from launch.preflight.board import Board, open_board
 from launch.preflight.coordinator import Coordinator, Findings, answer
+from launch.preflight.links import SLOWED, links
 from launch.preflight.probe import Attempt
 from launch.preflight.verdict import differences
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.failures import MISTAKE
-from launch.processes.machine_facts import links
 from launch.processes.rank_process import enter_process
 
 SHARED_S = 15.0  # how long a file may take to appear on other nodes
@@ -91,6 +91,7 @@ def _facts(environment: ClusterEnvironment) -> dict[str, Any]:
         found["facts"] = {
             **{"torch": torch.__version__, "triaxial": importlib.metadata.version("triaxial")},
             **{"nccl": here.get("nccl", "none"), "gpu driver": here.get("gpu driver", "none")},
+            f"GPUs {SLOWED}": here.get("gpu clocks", "").count(SLOWED),
             **{"GPUs": torch.cuda.device_count(), "ranks": environment.local_world_size},
         }
     return found

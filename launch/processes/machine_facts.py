@@ -6,7 +6,6 @@ import platform
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import sysconfig
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.engines.installed import EngineFacts, engines_found, stale_locks
+from launch.preflight.links import first_in, links
 from launch.processes.environment import shown_settings
 
 DEPENDENCY = re.compile(
@@ -160,43 +160,6 @@ def matmul_gflops(device: str) -> dict[str, float]:
     return speeds
 
 
-def links() -> dict[str, str]:
-    """The GPU driver, NCCL, NVLink and InfiniBand, as far as this machine has them."""
-    found = {}
-    if driver := _first_in("/proc/driver/nvidia/version", r"Kernel Module.*?\s(\d+\.[\d.]+)"):
-        found["gpu driver"] = driver
-    if nccl := nccl_version():
-        found["nccl"] = nccl
-    if nvlinks := sorted(set(re.findall(r"\bNV\d+\b", _output("nvidia-smi", "topo", "-m")))):
-        found["nvlink"] = f"{', '.join(nvlinks)} between GPUs (links of a pair)"
-    ports = sorted(Path("/sys/class/infiniband").glob("*/ports/*")) if Path("/sys/class/infiniband").is_dir() else []
-    states = [
-        (port, _first_in(str(port / "state"), r"(\w+)$"), _first_in(str(port / "rate"), r"(.+)")) for port in ports
-    ]
-    if states:
-        found["infiniband"] = ", ".join(f"{port.parts[-3]} {state} {rate}" for port, state, rate in states)
-    return found
-
-
-def nccl_version() -> str:
-    """The version of torch's NCCL; "" without one."""
-    try:
-        import torch
-
-        version: tuple[int, ...] = torch.cuda.nccl.version() if torch.version.cuda else ()  # type: ignore[no-untyped-call]
-        return ".".join(map(str, version))
-    except (ImportError, OSError, AttributeError, RuntimeError):
-        return ""
-
-
-def _output(*command: str) -> str:
-    """The standard output of a program; "" if there is none, it fails, or it takes over 10 s."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
 def filesystem_of(folder: Path) -> str:
     """The kind of the file system that holds a folder, from Linux; "unknown" elsewhere."""
     try:
@@ -249,19 +212,19 @@ def _numbers(version: str) -> list[int]:
 
 def cpu_name() -> str:
     """The processor's name from Linux, else the architecture."""
-    return _first_in("/proc/cpuinfo", r"^model name\s*:\s*(.+)$") or platform.machine()
+    return first_in("/proc/cpuinfo", r"^model name\s*:\s*(.+)$") or platform.machine()
 
 
 def bf16_on_cpu() -> str:
     """The bf16 instructions of this processor; without any, bf16 is emulated and slower than fp32."""
-    flags = (_first_in("/proc/cpuinfo", r"^(?:flags|Features)\s*:\s*(.+)$") or "").split()
+    flags = (first_in("/proc/cpuinfo", r"^(?:flags|Features)\s*:\s*(.+)$") or "").split()
     native = [flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if flag in flags]
     return f"native ({', '.join(native)})" if native else "emulated"
 
 
 def memory_free_bytes() -> int | None:
     """Memory that this process may still allocate: the kernel's estimate, or less if a container has a limit."""
-    available = _first_in("/proc/meminfo", r"^MemAvailable:\s*(\d+) kB$")
+    available = first_in("/proc/meminfo", r"^MemAvailable:\s*(\d+) kB$")
     if available is None:
         return None
     free = [int(available) * 1024]
@@ -269,7 +232,7 @@ def memory_free_bytes() -> int | None:
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
-        limit, used = _first_in(limit_file, r"^(\d+)$"), _first_in(used_file, r"^(\d+)$")
+        limit, used = first_in(limit_file, r"^(\d+)$"), first_in(used_file, r"^(\d+)$")
         if limit is not None and used is not None:
             free.append(max(0, int(limit) - int(used)))
     return min(free)
@@ -286,11 +249,3 @@ def compiler() -> str | None:
     """The C++ compiler that torch.compile would use, or None."""
     candidates = [shown_settings().get("CXX"), "g++", "clang++", "c++"]
     return next((found for name in candidates if name and (found := shutil.which(name))), None)
-
-
-def _first_in(path: str, pattern: str) -> str | None:
-    try:
-        match = re.search(pattern, Path(path).read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE)
-    except OSError:
-        return None
-    return match[1].strip() if match else None

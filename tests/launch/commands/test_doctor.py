@@ -81,6 +81,7 @@ def test_json_holds_the_same_facts():
             "only 64 KiB of memory may be locked",
         ),
         ({"gpus": (), "torch_build": "CUDA 13.0"}, "sees no GPU"),
+        ({"links": {"gpu clocks": "GPU 0: 345 of 1980 MHz (slowed by heat or power)"}}, "Look at its cooling"),
         ({"engines": (OLD,)}, 'deepspeed 0.18.0 computed wrong gradients: parallel.engine = "deepspeed" is refused'),
         ({"stale_locks": ("/cache/a b/lock",)}, "rm '/cache/a b/lock'"),
     ],

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from launch.processes.machine_facts import Package, collect, limits, links
+from launch.processes.machine_facts import Package, collect, limits
 
 
 def test_the_facts_agree_with_the_system():
@@ -30,19 +30,6 @@ def test_the_facts_agree_with_the_system():
 )
 def test_versions_are_compared_as_numbers(version, too_old):
     assert Package("torch", "2.13", "", version).too_old == too_old
-
-
-def test_links_are_those_that_the_driver_shows(tmp_path, monkeypatch):
-    """A program in the place of nvidia-smi prints the topology of two GPUs with 18 NVLinks, as the driver has it."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        "#!/bin/sh\nprintf '\\tGPU0\\tGPU1\\tNIC0\\nGPU0\\t X \\tNV18\\tSYS\\nGPU1\\tNV18\\t X \\tSYS\\n'\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert links()["nvlink"] == "NV18 between GPUs (links of a pair)"
-    program.write_text("#!/bin/sh\nexit 9\n")
-    assert "nvlink" not in links()
 
 
 def test_limits_are_those_of_the_shell():
