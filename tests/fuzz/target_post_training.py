@@ -48,6 +48,8 @@ def damage_rollouts(folder: Path, rng: Random) -> list[str]:
     changes = mutate(folder, rng)
     for path in folder.glob("*.safetensors") if rng.random() < 0.5 else ():
         record = path.with_suffix(".json")
+        if path.is_symlink() or not path.is_file():  # a pipe or a device, put there as damage
+            continue
         try:
             value = json.loads(record.read_text())
             value["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
