@@ -1,10 +1,11 @@
 """Predict the step of 12 layouts from this machine's profile, then train each of them, and compare.
 
-    python benchmarks/planner_here.py [--profile FILE] [--output FILE.md] [--json FILE] [--rounds 2] [--steps 12]
+    python benchmarks/planner_here.py [--profile FILE] [--output FILE.md] [--json FILE] [--rounds 2] [--minutes 12]
 
-Without --profile it measures one first (`triaxial doctor --measure`). Each layout is a real `triaxial train` of random
-tokens in a fresh process, once in each round; its step time is the median of all rounds without the first steps of
-each. Nothing is fitted to these runs. Use an idle machine: 12 layouts take about 8 minutes on two cores.
+Without --profile it measures one first, and keeps it as `triaxial doctor --measure` does. Each layout is a real
+`triaxial train` of random tokens in a fresh process, once in each round; its step time is the median of all rounds
+without the first steps of each run. Nothing is fitted to these runs. Use an idle machine: 12 layouts take about 8
+minutes on two cores.
 """
 
 import argparse
@@ -111,6 +112,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each layout")
+    parser.add_argument("--minutes", type=float, default=12.0, help="start no round that would end later")
     parser.add_argument("--steps", type=int, default=12, help="steps of a run, the first 4 not counted")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=384)
@@ -129,20 +131,13 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         side_by_side.check_writable(args.json)
     with tempfile.TemporaryDirectory(prefix="triaxial_planner_here_") as name:
         folder = Path(name)
-        profile = read_or_measure(args, folder)
+        profile = read_or_measure(args)
         print("\n".join(summary(profile)), flush=True)
         chosen = [*LAYOUTS, *([FOUR] if any(each.ranks == 4 for each in profile.by_ranks) else [])]
         chosen = [layout for layout in chosen if args.only is None or args.only in layout[0]]
         recipe = write_recipe(args, folder)
         predicted = [predict(recipe, settings, size, profile) for _, settings, size in chosen]
-        spans: list[list[float]] = [[] for _ in chosen]
-        for number in range(args.rounds):
-            for i, (layout, found) in enumerate(zip(chosen, spans, strict=True)):
-                found += run_layout(recipe, folder / f"run-{number}-{i}", layout[1], layout[2])
-                middle = statistics.median(found)
-                print(
-                    f"round {number + 1}: {layout[0]}: {middle:.3f} s, predicted {predicted[i].seconds:.3f}", flush=True
-                )
+        spans = train_rounds(args, chosen, predicted, recipe, started_at=started_at)
     outcomes = [
         Outcome(layout[0], ranks_of(layout[1]), step, statistics.median(found), spread_of(found))
         for layout, step, found in zip(chosen, predicted, spans, strict=True)
@@ -154,10 +149,36 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     return as_json(profile, outcomes)
 
 
-def read_or_measure(args: argparse.Namespace, folder: Path) -> MachineProfile:
+def train_rounds(
+    args: argparse.Namespace,
+    chosen: Sequence[tuple[str, dict[str, Any], int]],
+    predicted: Sequence[StepTime],
+    recipe: Path,
+    *,
+    started_at: float,
+) -> list[list[float]]:
+    """Seconds of every counted step by layout. A round that would end after --minutes is not started."""
+    spans: list[list[float]] = [[] for _ in chosen]
+    round_s = 0.0
+    for number in range(args.rounds):
+        begun_at = time.perf_counter()
+        if begun_at - started_at + round_s > 60 * args.minutes:
+            print(f"stopped after {number} rounds: another one would end after {args.minutes:g} minutes", flush=True)
+            break
+        for i, (name, settings, size) in enumerate(chosen):
+            spans[i] += run_layout(recipe, recipe.parent / f"run-{number}-{i}", settings, size)
+            found = f"{statistics.median(spans[i]):.3f} s, predicted {predicted[i].seconds:.3f} s"
+            print(f"round {number + 1}: {name}: {found}", flush=True)
+        round_s = time.perf_counter() - begun_at
+    return spans
+
+
+def read_or_measure(args: argparse.Namespace) -> MachineProfile:
     if args.profile is not None:
         return profile_for_here(args.profile)
-    return measure(folder / "profile.json", ranks=None, precisions=[args.precision])[1]
+    path, profile = measure(None, ranks=None, precisions=[args.precision])
+    print(f"wrote {path}", flush=True)
+    return profile
 
 
 def write_recipe(args: argparse.Namespace, folder: Path) -> Path:

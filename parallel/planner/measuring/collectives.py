@@ -11,6 +11,8 @@ from parallel.planner.measuring.rounds import TimedCase
 
 BYTES = {"cpu": (2**10, 2**14, 2**18, 2**20, 2**22, 2**24), "cuda": (2**10, 2**16, 2**20, 2**24, 2**27, 2**30)}
 
+REPEATED_BYTES, MAX_REPEATS = 2**20, 16  # small messages are repeated within a measurement, equally often on all ranks
+
 
 def collective_cases(device: torch.device, ranks: int) -> Iterator[TimedCase]:
     """All-reduce, all-gather, reduce-scatter, and a message to a neighbour, in groups of `ranks` consecutive ranks.
@@ -25,13 +27,14 @@ def collective_cases(device: torch.device, ranks: int) -> Iterator[TimedCase]:
         gathered = torch.empty(part.numel() * ranks, device=device)
         runs: dict[str, Callable[[], object]] = {
             "all_reduce": partial(dist.all_reduce, whole, group=group),
-            "all_gather": partial(dist.all_gather_into_tensor, gathered, part, group=group),
-            "reduce_scatter": partial(dist.reduce_scatter_tensor, part, gathered, group=group),
+            "all_gather": partial(dist.all_gather_single, gathered, part, group=group),
+            "reduce_scatter": partial(dist.reduce_scatter_single, part, gathered, group=group),
             "send": partial(_there_and_back, sent, rank, ranks),
         }
         for kind, run in runs.items():
             row = partial(CollectiveTime, kind, ranks, nbytes)
-            yield TimedCase((run,), partial(_halved, row) if kind == "send" else row)
+            repeats = max(1, min(MAX_REPEATS, REPEATED_BYTES // nbytes))
+            yield TimedCase((run,), partial(_halved, row) if kind == "send" else row, repeats)
 
 
 def _own_group(ranks: int) -> dist.ProcessGroup | None:

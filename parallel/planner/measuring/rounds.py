@@ -14,10 +14,14 @@ MAX_REPEATS = 50
 
 @dataclass(frozen=True)
 class TimedCase:
-    """One or more computations, timed one after the other; `row(*seconds)` makes a table's row of their medians."""
+    """One or more computations, timed one after the other; `row(*seconds)` makes a table's row of their medians.
+
+    `repeats`: calls of each measurement. None chooses them by time, which ranks that work together must not do.
+    """
 
     parts: tuple[Callable[[], object], ...]
     row: Callable[..., Any]
+    repeats: int | None = None
 
 
 @dataclass
@@ -71,7 +75,8 @@ def time_cases(cases: Sequence[TimedCase], watch: Stopwatch, *, rounds: int) -> 
         for part in case.parts:
             part()
         first = [watch.seconds(part) for part in case.parts]
-        repeats.append([max(1, min(MAX_REPEATS, round(MIN_SPAN_S / max(span, 1e-9)))) for span in first])
+        by_time = [max(1, min(MAX_REPEATS, round(MIN_SPAN_S / max(span, 1e-9)))) for span in first]
+        repeats.append(by_time if case.repeats is None else [case.repeats] * len(first))
     spans: list[list[list[float]]] = [[[] for _ in case.parts] for case in cases]
     for _ in range(rounds):
         for case, counts, found in zip(cases, repeats, spans, strict=True):

@@ -83,6 +83,7 @@ def _rank(rank: int, store: str, folder: str) -> None:
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
     watch = Stopwatch(CPU, processor=False)
     cases = [case for case in collective_cases(CPU, 2) if case.row(1.0).bytes == 2**14]
+    assert {case.repeats for case in cases} == {16}  # the same on both ranks
     rows = time_cases(cases, watch, rounds=1)
     assert {row.kind for row in rows} == {"all_reduce", "all_gather", "reduce_scatter", "send"}
     assert all(row.seconds > 0 for row in rows)
