@@ -30,6 +30,7 @@ from parts import PARTS, Part, load  # noqa: E402
 from results import Result, machine_facts, read_result, write_result  # noqa: E402
 
 from gpt.errors import ConfigError  # noqa: E402
+from launch.processes.local_ranks import signals_unwind  # noqa: E402
 from launch.processes.rank_process import die_with_parent  # noqa: E402
 
 DAY_S = 3600
@@ -50,8 +51,8 @@ def main() -> int:
         print(f"gpu day: {error}", file=sys.stderr)
         return 2
     args.results.mkdir(parents=True, exist_ok=True)
-    status = run_parts(chosen, args)
-    return status
+    with signals_unwind():  # so that nothing of a part outlives this process
+        return run_parts(chosen, args)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -41,11 +41,11 @@ def day(tmp_path_factory):
     session.communicate()
     first = {name: result_of(results, name) for name in ("fails", "waits_once")}
     again = start(results, LATER)
-    output = again.communicate(timeout=280)[0]
+    output = again.communicate(timeout=500)[0]
     return results, first, output, again.returncode
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_killed_session_keeps_what_it_found_and_the_next_one_goes_on(day):
     results, first, output, _ = day
     assert first["fails"]["status"] == "failed"
@@ -57,7 +57,7 @@ def test_a_killed_session_keeps_what_it_found_and_the_next_one_goes_on(day):
     assert len(result_of(results, "waits_once")["checks"]) == 1, "those of the killed call are gone"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_each_end_of_a_part_is_told_and_stops_no_other(day):
     results, _, output, status = day
     found = {name: result_of(results, name) for name in LATER.split(",")}
@@ -81,7 +81,7 @@ def test_each_end_of_a_part_is_told_and_stops_no_other(day):
     assert "written to" in output
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_page_and_the_report_hold_every_part(day):
     results, *_ = day
     report = json.loads((results / "gpu_report.json").read_text())
