@@ -20,6 +20,7 @@ from gpt.data.skipped import SkippedData
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 from gpt.files.temporary import temporary_folder
+from gpt.model.attention import kernel_order
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.batches import BatchReader
 from gpt.training.config import Retention
@@ -113,7 +114,8 @@ def train_rank(rank: int, folder: str) -> None:
     start, ledger = fresh_start(config), TimeLedger(None)
     engine = build_engine(config, layout, device, start, ledger, objective=objective, keep_reference=False)
     digest = engine.weights_digest()
-    measured = _measure(engine, RecipeSteps(engine, config, objective), table)
+    with kernel_order(device, config.parallel.attention):
+        measured = _measure(engine, RecipeSteps(engine, config, objective), table)
     if rank == 0:
         result = LayoutResult(
             table["name"], **measured, initial_weights=digest, seconds=time.perf_counter() - started_at
