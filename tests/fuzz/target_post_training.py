@@ -48,7 +48,9 @@ def damage_rollouts(folder: Path, rng: Random) -> list[str]:
     changes = mutate(folder, rng)
     for path in folder.glob("*.safetensors") if rng.random() < 0.5 else ():
         record = path.with_suffix(".json")
-        if path.is_symlink() or not path.is_file():  # a pipe or a device, put there as damage
+        if any(
+            one.is_symlink() or not one.is_file() for one in (path, record)
+        ):  # a pipe or a device, put there as damage
             continue
         try:
             value = json.loads(record.read_text())
