@@ -41,15 +41,20 @@ def layout_table(planned: Sequence[PlannedLayout], request: PlanRequest) -> list
                 *(seconds_text(value) for value in (time.seconds, time.low, time.high)),
                 human_count(time.tokens_per_s(job)),
                 f"{time.mfu(job, request.cluster):.1%}",
-                f"{each.run.days:,.1f}",
+                _short(each.run.days, "1"),
                 *([f"{each.run.cost:,.0f}"] if each.run.cost is not None else []),
-                "-" if each.run.energy_kwh is None else f"{each.run.energy_kwh / 1000:,.0f}",
+                "-" if each.run.energy_kwh is None else _short(each.run.energy_kwh / 1000, "0"),
                 f"{each.ranked.memory.peak / GIB:.1f} GiB",
                 *(share[key] for key in ("bubble", "tensor", "pipeline", "data")),
                 each.ranked.words,
             ]
         )
     return aligned(rows, left=1)
+
+
+def _short(value: float, digits: str) -> str:
+    """A number with so many decimals, or two digits if it is below one."""
+    return f"{value:,.{digits}f}" if value >= 1 else f"{value:.2g}"
 
 
 def memory_table(planned: Sequence[PlannedLayout]) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 
 from launch.config.run_config import layout_of, read_run_config
 from launch.processes.environment import ClusterEnvironment
+from launch.profiling.machine_profile import identity_here, kept_at
 from launch.runs.history import read_history
 from launch.training.prediction import keep_prediction, known_gpu, known_machine, predict
 from parallel.planner.choice.candidates import PlanRequest, candidate
@@ -81,3 +82,13 @@ def test_the_file_of_a_run(tmp_path):
     assert json.loads((tmp_path / "prediction.json").read_text())["stack"] == "triaxial"
     assert keep_prediction(config, layout_of(config, 1), None, peak=989e12) == []
     assert not (tmp_path / "prediction.json").exists()
+
+
+def test_a_cpu_without_a_profile_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = config_of("--parallel.precision", "fp32", "--parallel.compile", "false")
+    assert known_machine(config, ALONE, torch.device("cpu")) is None
+    profiles = tmp_path / "triaxial" / "profiles"
+    profiles.mkdir(parents=True)
+    kept_at(identity_here()).write_text("{}")  # damaged: no fault of the run
+    assert known_machine(config, ALONE, torch.device("cpu")) is None
