@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from launch.processes.rank_process import die_with_parent
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -64,7 +66,9 @@ def triaxial(job: Job, *words: object, check: bool = True, log: str = "triaxial.
     """Run `triaxial` with these words; its output goes to a file in the part's folder. Return the exit status."""
     command = [sys.executable, "-m", "launch.main", *map(str, words)]
     with (job.folder / log).open("ab") as file:
-        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        done = subprocess.run(
+            command, cwd=ROOT, preexec_fn=die_with_parent, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+        )
     if check and done.returncode != 0:
         raise RuntimeError(
             f"`triaxial {' '.join(map(str, words))}` ended with status {done.returncode}: {last(job, log)}"

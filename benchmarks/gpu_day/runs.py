@@ -21,6 +21,7 @@ from gpt.model.gpt3_sizes import shape_of_parameters
 from gpt.model.initialisation import initialise
 from gpt.token_files.files import TokenFileWriter
 from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
+from launch.processes.rank_process import die_with_parent
 
 RECIPE = """# Python's help topics, as a corpus that every machine has
 [run]
@@ -98,7 +99,9 @@ def resume(job: Job) -> Iterator[Check]:
     triaxial(job, *words, "--run.directory", whole, log="whole.log")
     command = [sys.executable, "-m", "launch.main", *map(str, words), "--run.directory", str(killed)]
     with (job.folder / "killed.log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=ROOT, preexec_fn=die_with_parent, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
         while process.poll() is None and not list(killed.glob("checkpoints/step-*")):
             time.sleep(0.01)
         killed_in_time = process.poll() is None
@@ -128,7 +131,9 @@ def hang(job: Job) -> Iterator[Check]:
     started_at = time.monotonic()
     with (job.folder / "hung.log").open("ab") as log:
         command = [sys.executable, str(Path(__file__).with_name("hung_step.py")), *map(str, words)]
-        status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode
+        status = subprocess.run(
+            command, cwd=ROOT, preexec_fn=die_with_parent, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        ).returncode
     elapsed_s = time.monotonic() - started_at
     text = (job.folder / "hung.log").read_text(errors="replace").rpartition("HUNG AT")[2]
     yield holds("the run ends with an error", status not in (0, 2), f"status {status}: {last(job, 'hung.log')}")
@@ -207,7 +212,9 @@ def tests(job: Job) -> Iterator[Check]:
     files = [str(path) for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--timeout", "200", *files]
     with (job.folder / "tests.log").open("ab") as log:
-        status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode
+        status = subprocess.run(
+            command, cwd=ROOT, preexec_fn=die_with_parent, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        ).returncode
     counts = dict.fromkeys(("passed", "failed", "error", "skipped"), 0)
     counts |= {
         word.rstrip("s"): int(n)

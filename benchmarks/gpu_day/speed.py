@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from job import ROOT, Check, Job, last
 
 from gpt.files.json_files import read_json_object
+from launch.processes.rank_process import die_with_parent
 
 
 def small(job: Job) -> Iterator[Check]:
@@ -30,7 +31,9 @@ def speed(job: Job, size: str) -> Iterator[Check]:
     command = [sys.executable, "benchmarks/gpu.py", "--device", job.device.type, "--json", str(file)]
     command += ["--size", "tiny" if job.tiny else size, *(["--nanogpt", str(job.nanogpt)] if job.nanogpt else [])]
     with (job.folder / "speed.log").open("ab") as log:
-        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        done = subprocess.run(
+            command, cwd=ROOT, preexec_fn=die_with_parent, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
     if done.returncode != 0:
         raise RuntimeError(f"benchmarks/gpu.py ended with status {done.returncode}: {last(job, 'speed.log')}")
     found = read_json_object(file)
