@@ -61,7 +61,7 @@ def fit_alone(samples: Sequence[EngineSample], tables: KernelTables) -> AloneCos
         scales=[each.step + each.update for each in samples],
         expected=(None, None, None),
     )
-    return AloneCosts(forward, backward, _recompute(samples, tables, forward, backward), group, gathered, *update)
+    return AloneCosts(forward, backward, _recompute(samples, tables, forward), group, gathered, *update)
 
 
 def _fit_passes(plain: Sequence[EngineSample], tables: KernelTables) -> tuple[PassCosts, PassCosts]:
@@ -106,24 +106,36 @@ def _fit_passes(plain: Sequence[EngineSample], tables: KernelTables) -> tuple[Pa
 
 
 def _recompute(
-    samples: Sequence[EngineSample], tables: KernelTables, forward: PassCosts, backward: PassCosts
+    samples: Sequence[EngineSample], tables: KernelTables, forward: PassCosts
 ) -> dict[str, tuple[float, float]]:
-    """The repeated work's factor and the seconds a kernel of each mode, from forward and backward together."""
+    """The repeated work's factor and the seconds a kernel of each mode, beyond the same step without recomputation."""
     found: dict[str, tuple[float, float]] = {}
+    plain = {size_of(each): each for each in samples if each.recompute == "none"}
     for mode in dict.fromkeys(each.recompute for each in samples if each.recompute != "none"):
         rows, extra, scales = [], [], []
-        for each in (sample for sample in samples if sample.recompute == mode):
-            up, down = block_work(each.job, tables)
-            ends = end_work(each.job, tables)
-            block = block_seconds(up, forward), block_seconds(down, backward)
-            plain = each.n_layers * (block[0].total + block[1].total) + sum(end_seconds(ends, forward, backward))
-            again = block[0].total if mode == "full" else block[0].elementwise + block[0].overhead
+        for each in (sample for sample in samples if sample.recompute == mode and size_of(sample) in plain):
+            up = block_work(each.job, tables)[0]
+            block, same = block_seconds(up, forward), plain[size_of(each)]
+            again = block.total if mode == "full" else block.elementwise + block.overhead
             rows.append((each.n_layers * again, each.n_layers * up.kernels))
-            extra.append(max(0.0, each.forward + each.backward - plain))
+            extra.append(max(0.0, each.forward + each.backward - same.forward - same.backward))
             scales.append(each.forward + each.backward)
-        factor, kernel = nonnegative_fit(rows, extra, scales=scales, expected=(1.0, None))
-        found[mode] = factor, kernel
+        if rows:
+            factor, kernel = nonnegative_fit(rows, extra, scales=scales, expected=(1.0, None))
+            found[mode] = factor, kernel
     return found
+
+
+def size_of(sample: EngineSample) -> tuple[object, ...]:
+    """What two samples of one model and micro-batch share, whatever their layout."""
+    return (
+        sample.style,
+        sample.d_model,
+        sample.n_layers,
+        sample.vocab_size,
+        sample.seq_len,
+        sample.micro_batch_size,
+    )
 
 
 def block_seconds(work: PassWork, costs: PassCosts) -> Seconds:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from parallel.planner.machine.costs import AloneCosts, model_passes
+from parallel.planner.machine.costs import AloneCosts, model_passes, size_of
 from parallel.planner.machine.least_squares import nonnegative_fit
 from parallel.planner.machine.messages import Messages, Sharded, sharded, tensor_messages, width
 from parallel.planner.machine.profile import EngineSample
@@ -66,11 +66,14 @@ class Passes:
     ends_forward: Seconds
     ends_backward: Seconds
 
-    @property
-    def total(self) -> Callable[[int], float]:
+    def total(self, n_layers: int) -> float:
         """Of a model with this many blocks."""
         block, ends = self.forward.total + self.backward.total, self.ends_forward.total + self.ends_backward.total
-        return lambda n_layers: n_layers * block + ends
+        return n_layers * block + ends
+
+    def times(self, factor: float) -> "Passes":
+        each = (self.forward, self.backward, self.ends_forward, self.ends_backward)
+        return Passes(*(seconds.times(factor) for seconds in each))
 
 
 def passes_of(
@@ -132,14 +135,29 @@ def sync_seconds(job: Job, alone: AloneCosts, messages: Messages) -> float:
 
 
 def fit_group(
-    samples: Sequence[EngineSample], tables: KernelTables, alone: AloneCosts, messages: Messages
+    samples: Sequence[EngineSample],
+    singles: Sequence[EngineSample],
+    tables: KernelTables,
+    alone: AloneCosts,
+    messages: Messages,
 ) -> GroupCosts:
-    """The costs that explain the samples of each axis best."""
-    plain = {each: passes_of(each.job, tables, alone, messages, 1.0, 0.0) for each in samples}
+    """The costs that explain the samples of each axis best. `singles`: the samples of one process.
+
+    The error of a size's prediction for one process, if it has a sample, is taken out of those for several ranks first.
+    """
+    ratios: dict[tuple[object, ...], float] = {}
+    for each in singles:
+        if each.recompute == "none":
+            found = passes_of(each.job, tables, alone, messages, 0.0, 0.0).total(each.n_layers)
+            ratios[size_of(each)] = (each.forward + each.backward) / found
+    plain = {
+        each: passes_of(each.job, tables, alone, messages, 0.0, 0.0).times(ratios.get(size_of(each), 1.0))
+        for each in samples
+    }
     tensor = [each for each in samples if each.tensor > 1]
     rows, extra = [], []
     for each in tensor:
-        base = passes_of(each.job, tables, alone, messages, 0.0, 0.0).total(each.n_layers)
+        base = plain[each].total(each.n_layers)
         of_block, of_ends = tensor_messages(each.job, messages)
         rows.append((each.micro_batches * 2 * (each.n_layers * of_block + of_ends), each.micro_batches * each.n_layers))
         extra.append(max(0.0, each.step - each.micro_batches * base - sync_seconds(each.job, alone, messages)))

@@ -83,9 +83,11 @@ def measured_machine(profile: MachineProfile) -> MeasuredMachine:
 def _ranks_costs(tables: RanksTables, precision: str) -> RanksCosts:
     kernels, messages = kernel_tables(tables, precision), message_curves(tables)
     samples = [each for each in tables.samples if each.precision == precision]
-    alone = fit_alone([each for each in samples if each.job.world_size == 1], kernels)
+    singles = [each for each in samples if each.job.world_size == 1]
     grouped = [each for each in samples if each.job.world_size > 1]
-    return RanksCosts(kernels, messages, alone, fit_group(grouped, kernels, alone, messages) if grouped else None)
+    alone = fit_alone(singles, kernels)
+    group = fit_group(grouped, singles, kernels, alone, messages) if grouped else None
+    return RanksCosts(kernels, messages, alone, group)
 
 
 def measured_parts(job: Job, machine: MeasuredMachine) -> MeasuredParts:

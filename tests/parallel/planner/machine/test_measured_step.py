@@ -7,7 +7,7 @@ parallel.planner.machine.group_costs.
 from dataclasses import replace
 
 import pytest
-from made_profile import BLOCK_S, KERNEL_S, alone_sample, data_sample, made_profile, passes
+from made_profile import BLOCK_S, KERNEL_S, SIZES, alone_sample, data_sample, made_profile, passes
 
 from gpt.errors import ConfigError
 from parallel.planner.hardware.tables import Cluster, read_hardware
@@ -60,16 +60,20 @@ def test_a_pipeline_takes_the_time_of_the_samples_that_gave_its_costs():
             measured_parts(replace(each.job, schedule="gpipe"), MACHINE)
 
 
-def test_recomputation_repeats_the_forward_pass():
-    sample = alone_sample(*NEW)
-    again = replace(sample, recompute="full", backward=sample.backward + sample.forward)
+def blocks_forward(d, layers, vocab, length, size):
+    return layers * (passes(d, layers, vocab, length, size)[0] - passes(d, layers - 1, vocab, length, size)[0])
+
+
+def test_recomputation_repeats_the_forward_pass_of_the_blocks():
+    known = alone_sample(*SIZES[3])
+    again = replace(known, recompute="full", backward=known.backward + blocks_forward(*SIZES[3]))
     profile = made_profile(MachineIdentity("cpu", "AVX512", 2, "2.13.0"))
     one = replace(profile.by_ranks[0], samples=(*profile.by_ranks[0].samples, again))
     machine = measured_machine(replace(profile, by_ranks=(one,)))
-    full = measured_parts(again.job, machine).busy
-    plain = measured_parts(sample.job, machine).busy
+    job = alone_sample(*NEW).job
+    full, plain = (measured_parts(each, machine).busy for each in (replace(job, recompute="full"), job))
     assert full.recompute > 0
-    assert full.total == pytest.approx(plain.total + 2 * sample.forward, rel=0.02)
+    assert full.total == pytest.approx(plain.total + 2 * blocks_forward(*NEW), rel=0.02)
 
 
 def test_a_cluster_with_a_machine_predicts_by_it_and_its_parts_add_up():
