@@ -19,18 +19,22 @@ TURNS = 12  # of the fit of an action's time and of the factor
 
 @dataclass(frozen=True)
 class DataCosts:
-    """Seconds of a gather and a reduction for each block or end, and each weight; a factor of the time on the wire."""
+    """Seconds of a gather and a reduction for each block or end, and each weight; a factor of the time on the wire.
+
+    `slowdown`: the share by which computation takes longer than in processes that do not wait for each other.
+    """
 
     gather_group: float
     gather_weight: float
     reduce_group: float
     reduce_weight: float
     wire: float
+    slowdown: float
 
-    def seconds(self, moved: Sharded) -> float:
+    def seconds(self, moved: Sharded, computation: float) -> float:
         once = self.gather_group * moved.groups + self.gather_weight * moved.weights + self.wire * moved.gather_wire
         back = self.reduce_group * moved.groups + self.reduce_weight * moved.weights + self.wire * moved.reduce_wire
-        return moved.gathers * once + moved.reductions * back
+        return moved.gathers * once + moved.reductions * back + self.slowdown * computation
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,22 @@ class ScheduleCosts:
 
 
 @dataclass(frozen=True)
-class GroupCosts:
-    """Costs of several ranks. `messages`, `block`: a factor of tensor messages, seconds a block and micro-batch.
-
-    `tensor`, `updated`, `update`: the optimizer's, as for `AloneCosts`.
-    """
+class TensorCosts:
+    """A factor of tensor ranks' messages, seconds a block and micro-batch, and `slowdown` as for `DataCosts`."""
 
     messages: float
     block: float
+    slowdown: float
+
+
+ONLY_COMPUTATION = TensorCosts(0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class GroupCosts:
+    """Costs of several ranks, by axis. `tensor`, `updated`, `update`: the optimizer's, as for `AloneCosts`."""
+
+    tensor_axis: TensorCosts
     data: DataCosts
     schedules: dict[str, ScheduleCosts]
     tensor: float
@@ -76,16 +88,18 @@ class Passes:
         return Passes(*(seconds.times(factor) for seconds in each))
 
 
-def passes_of(
-    job: Job, tables: KernelTables, alone: AloneCosts, messages: Messages, factor: float, block: float
-) -> Passes:
+def passes_of(job: Job, tables: KernelTables, alone: AloneCosts, messages: Messages, costs: TensorCosts) -> Passes:
     """The passes of a micro-batch with the messages of tensor ranks."""
-    forward, backward, ends_forward, ends_backward = model_passes(job, tables, alone)
+    passes = Passes(*model_passes(job, tables, alone))
     if job.tensor == 1:
-        return Passes(forward, backward, ends_forward, ends_backward)
+        return passes
     of_block, of_ends = tensor_messages(job, messages)
-    more, at_ends = Seconds(tensor=factor * of_block, overhead=block / 2), Seconds(tensor=factor * of_ends)
-    return Passes(forward + more, backward + more, ends_forward + at_ends, ends_backward + at_ends)
+    more = Seconds(tensor=costs.messages * of_block, overhead=costs.block / 2)
+    at_ends = Seconds(tensor=costs.messages * of_ends)
+    slower = passes.times(1 + costs.slowdown)
+    return Passes(
+        slower.forward + more, slower.backward + more, slower.ends_forward + at_ends, slower.ends_backward + at_ends
+    )
 
 
 def stage_times(job: Job, passes: Passes) -> tuple[list[Seconds], list[Seconds]]:
@@ -148,20 +162,12 @@ def fit_group(
     ratios: dict[tuple[object, ...], float] = {}
     for each in singles:
         if each.recompute == "none":
-            found = passes_of(each.job, tables, alone, messages, 0.0, 0.0).total(each.n_layers)
+            found = passes_of(each.job, tables, alone, messages, ONLY_COMPUTATION).total(each.n_layers)
             ratios[size_of(each)] = (each.forward + each.backward) / found
     plain = {
-        each: passes_of(each.job, tables, alone, messages, 0.0, 0.0).times(ratios.get(size_of(each), 1.0))
+        each: passes_of(each.job, tables, alone, messages, ONLY_COMPUTATION).times(ratios.get(size_of(each), 1.0))
         for each in samples
     }
-    tensor = [each for each in samples if each.tensor > 1]
-    rows, extra = [], []
-    for each in tensor:
-        base = plain[each].total(each.n_layers)
-        of_block, of_ends = tensor_messages(each.job, messages)
-        rows.append((each.micro_batches * 2 * (each.n_layers * of_block + of_ends), each.micro_batches * each.n_layers))
-        extra.append(max(0.0, each.step - each.micro_batches * base - sync_seconds(each.job, alone, messages)))
-    factor, block = nonnegative_fit(rows, extra, scales=[each.step for each in tensor], expected=(1.0, None))
     update = nonnegative_fit(
         [(each.tensors, _updated(each.job), 1.0) for each in samples],
         [max(0.0, each.update - tied_seconds(each.job, messages)) for each in samples],
@@ -169,12 +175,25 @@ def fit_group(
         expected=(None, None, None),
     )
     return GroupCosts(
-        factor,
-        block,
+        _fit_tensor([each for each in samples if each.tensor > 1], plain, alone, messages),
         _fit_data([each for each in samples if each.data > 1], plain, messages),
         _fit_schedules([each for each in samples if each.pipeline > 1], plain, alone, messages),
         *update,
     )
+
+
+def _fit_tensor(
+    samples: Sequence[EngineSample], plain: dict[EngineSample, Passes], alone: AloneCosts, messages: Messages
+) -> TensorCosts:
+    rows, extra = [], []
+    for each in samples:
+        base = each.micro_batches * plain[each].total(each.n_layers)
+        of_block, of_ends = tensor_messages(each.job, messages)
+        sent = each.micro_batches * 2 * (each.n_layers * of_block + of_ends)
+        rows.append((sent, each.micro_batches * each.n_layers, base))
+        extra.append(max(0.0, each.step - base - sync_seconds(each.job, alone, messages)))
+    scales = [each.step for each in samples]
+    return TensorCosts(*nonnegative_fit(rows, extra, scales=scales, expected=(1.0, None, 0.0)))
 
 
 def _updated(job: Job) -> float:
@@ -193,11 +212,12 @@ def _fit_data(samples: Sequence[EngineSample], plain: dict[EngineSample, Passes]
                 moved.reductions * moved.groups,
                 moved.reductions * moved.weights,
                 moved.gathers * moved.gather_wire + moved.reductions * moved.reduce_wire,
+                (base := each.micro_batches * plain[each].total(each.n_layers)),
             )
         )
-        extra.append(max(0.0, each.step - each.micro_batches * plain[each].total(each.n_layers)))
+        extra.append(max(0.0, each.step - base))
     scales = [each.step for each in samples]
-    return DataCosts(*nonnegative_fit(rows, extra, scales=scales, expected=(None, None, None, None, 1.0)))
+    return DataCosts(*nonnegative_fit(rows, extra, scales=scales, expected=(None, None, None, None, 1.0, 0.0)))
 
 
 def _fit_schedules(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gpt.errors import ConfigError
 from parallel.planner.machine.costs import AloneCosts, block_tensors, fit_alone
 from parallel.planner.machine.group_costs import (
+    ONLY_COMPUTATION,
     GroupCosts,
     Passes,
     fit_group,
@@ -94,8 +95,8 @@ def measured_parts(job: Job, machine: MeasuredMachine) -> MeasuredParts:
     """The seconds of a step by the profile's tables. ConfigError: the profile lacks what the job needs."""
     costs = machine.of(job)
     group = costs.group
-    factor, block = (group.messages, group.block) if group is not None else (1.0, 0.0)
-    passes = passes_of(job, costs.tables, costs.alone, costs.messages, factor, block)
+    axis = group.tensor_axis if group is not None else ONLY_COMPUTATION
+    passes = passes_of(job, costs.tables, costs.alone, costs.messages, axis)
     up, down = stage_times(job, passes)
     own: dict[int, list[int]] = {}
     for stage in range(len(job.split)):
@@ -106,7 +107,11 @@ def measured_parts(job: Job, machine: MeasuredMachine) -> MeasuredParts:
     if job.pipeline > 1:
         span, pipeline = _pipelined(job, costs, passes, busy)
     return MeasuredParts(
-        busy, pipeline, max(0.0, span - busy.total - pipeline), _data_seconds(job, costs), _update_seconds(job, costs)
+        busy,
+        pipeline,
+        max(0.0, span - busy.total - pipeline),
+        _data_seconds(job, costs, busy.total),
+        _update_seconds(job, costs),
     )
 
 
@@ -125,10 +130,10 @@ def _pipelined(job: Job, costs: RanksCosts, passes: Passes, busy: Seconds) -> tu
     return span, min(max(0.0, own), max(0.0, span - busy.total))
 
 
-def _data_seconds(job: Job, costs: RanksCosts) -> float:
+def _data_seconds(job: Job, costs: RanksCosts, computation: float) -> float:
     if job.data == 1 or costs.group is None:
         return sync_seconds(job, costs.alone, costs.messages)
-    return costs.group.data.seconds(sharded(job, rank_parameters(job), costs.messages))
+    return costs.group.data.seconds(sharded(job, rank_parameters(job), costs.messages), computation)
 
 
 def _update_seconds(job: Job, costs: RanksCosts) -> float:

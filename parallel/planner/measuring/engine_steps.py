@@ -47,6 +47,7 @@ class SampleSize:
 TINY = SampleSize(64, 2, 512, 32, 1)
 MIDDLE = SampleSize(256, 4, 2048, 128, 2)
 WIDE = SampleSize(512, 2, 2048, 256, 1)
+HEADED = SampleSize(256, 2, 8192, 256, 2)
 SINGLE = (
     TINY,
     replace(TINY, n_layers=6),
@@ -54,7 +55,7 @@ SINGLE = (
     replace(TINY, vocab_size=4096, seq_len=128),
     SampleSize(128, 4, 4096, 256, 2),
     MIDDLE,
-    replace(MIDDLE, n_layers=2, seq_len=256, vocab_size=8192),
+    HEADED,
     replace(MIDDLE, style="llama"),
     WIDE,
     replace(WIDE, n_layers=1, vocab_size=8192),
@@ -85,7 +86,7 @@ def group_tasks(device: torch.device, precision: str, ranks: int) -> list[Engine
     """The samples of a group of ranks: each axis with its modes, at a tiny size and at two larger ones."""
     plain = ParallelConfig(precision=precision)  # type: ignore[arg-type]
     tensor, data = replace(plain, tensor=ranks, data=1), replace(plain, data=ranks)
-    found = [EngineTask(size, tensor) for size in (TINY, MIDDLE, WIDE)]
+    found = [EngineTask(size, tensor) for size in (TINY, MIDDLE, HEADED, WIDE)]
     for zero in (0, 1, 2, 3):
         found += [EngineTask(size, replace(data, zero_stage=zero), 3) for size in (TINY, MIDDLE, WIDE)]  # type: ignore[arg-type]
     for schedule in ("1f1b", *SEVERAL_STAGES):
