@@ -114,7 +114,10 @@ def prepare(folder: Path) -> None:
 
 
 def prepare_one(path: Path, config: ConversationsConfig, work: Path) -> list[str]:
-    """The reasons of dropped records. RuntimeError: a document failed in our code, which the quarantine would hide."""
+    """The reasons of records that are lost, which a pair that became part of a ranking is not.
+
+    RuntimeError: a document failed in our code, which the quarantine would hide.
+    """
     reading, tokenizer = InputConfig(paths=("-",)), tokenizer_file()
     try:
         check_conversations([path], reading, config)
@@ -132,7 +135,8 @@ def prepare_one(path: Path, config: ConversationsConfig, work: Path) -> list[str
             if quarantine_path(output).exists():
                 failed = next(iter(read_quarantine(quarantine_path(output))))
                 raise RuntimeError(f"quarantined: {failed}"[:3000])
-    return [reason for result in (read, rendered) for counts in result.counts for reason in counts.dropped]
+    dropped = {reason for result in (read, rendered) for counts in result.counts for reason in counts.dropped}
+    return sorted(dropped - {"joined_pair"})
 
 
 def as_prompts(folder: Path) -> None:
