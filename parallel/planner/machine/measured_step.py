@@ -1,8 +1,9 @@
 """Predict a training step from a machine's profile."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from gpt.errors import ConfigError
 from parallel.planner.machine.costs import AloneCosts, block_tensors, fit_alone
@@ -37,23 +38,22 @@ class RanksCosts:
 
 @dataclass(frozen=True, eq=False)
 class MeasuredMachine:
-    """The costs of a machine by number of ranks and precision."""
+    """The costs of a machine. `fit` gives those of a number of ranks and a precision; the first call takes seconds."""
 
-    costs: Mapping[tuple[int, str], RanksCosts]
-    threads: Mapping[int, int]
+    ranks: tuple[int, ...]
+    precisions: tuple[str, ...]
+    fit: Callable[[int, str], RanksCosts]
 
     def of(self, job: Job) -> RanksCosts:
         """The costs for a job. ConfigError: its precision or its number of ranks was not measured."""
-        found = self.costs.get((job.world_size, job.precision))
-        if found is None:
-            ranks = sorted({number for number, _ in self.costs})
-            precisions = sorted({precision for _, precision in self.costs})
-            option = f"--precision {job.precision}" if job.precision not in precisions else f"--ranks {job.world_size}"
-            raise ConfigError(
-                f"the profile has no times of {job.world_size} ranks in {job.precision}: it was measured with "
-                f"{_listed(ranks)} ranks in {_listed(precisions)}. Measure them: triaxial doctor --measure {option}"
-            )
-        return found
+        if job.world_size in self.ranks and job.precision in self.precisions:
+            return self.fit(job.world_size, job.precision)
+        option = f"--precision {job.precision}" if job.precision not in self.precisions else f"--ranks {job.world_size}"
+        raise ConfigError(
+            f"the profile has no times of {job.world_size} ranks in {job.precision}: it was measured with "
+            f"{_listed(self.ranks)} ranks in {_listed(self.precisions)}. Measure them: triaxial doctor --measure "
+            f"{option}"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,10 @@ class MeasuredParts:
 
 
 def measured_machine(profile: MachineProfile) -> MeasuredMachine:
-    """Fit the costs of all numbers of ranks and precisions that a profile has."""
-    costs = {
-        (tables.ranks, precision): _ranks_costs(tables, precision)
-        for tables in profile.by_ranks
-        for precision in dict.fromkeys(row.precision for row in tables.products)
-    }
-    return MeasuredMachine(costs, {tables.ranks: tables.threads for tables in profile.by_ranks})
+    """The machine of a profile. Costs are fitted when a job first needs them, and kept."""
+    by_ranks = {tables.ranks: tables for tables in profile.by_ranks}
+    fit = cache(lambda ranks, precision: _ranks_costs(by_ranks[ranks], precision))
+    return MeasuredMachine(tuple(sorted(by_ranks)), profile.precisions, fit)
 
 
 def _ranks_costs(tables: RanksTables, precision: str) -> RanksCosts:
@@ -144,6 +141,5 @@ def _update_seconds(job: Job, costs: RanksCosts) -> float:
     return own + tied_seconds(job, costs.messages)
 
 
-def _listed(values: object) -> str:
-    assert isinstance(values, list | dict)
+def _listed(values: Iterable[object]) -> str:
     return ", ".join(str(value) for value in values)
