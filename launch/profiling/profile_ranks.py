@@ -20,27 +20,14 @@ from gpt.files.temporary import temporary_folder
 from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
 from launch.processes.rank_process import keep_freed_memory
 from launch.processes.sealing import seal_object_collectives
+from parallel.agreement import wait_for_all
 from parallel.layout.gloo_groups import use_one_gloo_worker
-from parallel.planner.machine.profile import (
-    AttentionTime,
-    CollectiveTime,
-    ElementwiseTime,
-    EngineSample,
-    ProductTime,
-    RanksTables,
-)
+from parallel.planner.machine.profile import ROWS, RanksTables
 from parallel.planner.measuring.sections import Measured, measure_alone, measure_group
 
 PRELOAD = ("launch.profiling.profile_ranks",)  # imports torch and everything that a rank needs
 TIMEOUT_S = 600
 POLL_S = 0.005
-ROWS: dict[str, Any] = {
-    "products": ProductTime,
-    "attention": AttentionTime,
-    "elementwise": ElementwiseTime,
-    "collectives": CollectiveTime,
-    "samples": EngineSample,
-}
 
 
 def measure_ranks(ranks: int, precisions: Sequence[str], *, cores: int) -> RanksTables:
@@ -110,7 +97,7 @@ def group_rank(rank: int, folder: str) -> None:
     report = _reporter(rank, task["ranks"], threads)
     found = measure_group(device, task["precisions"], ranks=task["ranks"], report=report)
     _write(Path(folder, f"group{rank}.json"), found, threads)
-    dist.barrier()
+    wait_for_all()
     dist.destroy_process_group()
 
 

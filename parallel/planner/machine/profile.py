@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from parallel.planner.step_time.job import Job
 
 SCHEMA = 1
 MAX_BYTES = 1 << 24
+MIN_SECONDS = 1e-12
+MAY_BE_0 = ("gpus", "spread", "waiting", "zero")
+UNMEASURED = ("forward", "backward")  # of steps of several ranks
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class MachineProfile:
     measured_at: str
     elapsed_s: float
     memory_bytes: int
-    by_ranks: tuple[RanksTables, ...] = field(default=())
+    by_ranks: tuple[RanksTables, ...]
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -207,7 +210,7 @@ def difference(profile: MachineIdentity, here: MachineIdentity) -> str | None:
     return None
 
 
-_ROWS = {
+ROWS = {  # the tables of RanksTables
     "products": ProductTime,
     "attention": AttentionTime,
     "elementwise": ElementwiseTime,
@@ -218,7 +221,7 @@ _ROWS = {
 
 def _tables(table: dict[str, Any]) -> RanksTables:
     rows: dict[str, Any] = {}
-    for name, kind in _ROWS.items():
+    for name, kind in ROWS.items():
         rows[name] = tuple(
             kind(**{f.name: tuple(v) if isinstance(v := row[f.name], list) else v for f in fields(kind)})
             for row in table[name]
@@ -227,17 +230,18 @@ def _tables(table: dict[str, Any]) -> RanksTables:
 
 
 def _rule(kind: type[Any]) -> JsonRule:
-    """The rule for the JSON of one of this module's classes."""
-    simple: dict[Any, JsonRule] = {
-        int: Whole(),
-        float: Finite(0.0),
-        str: Text(),
-        tuple[int, ...]: ListOf(Whole(), 1000),
-    }
+    """The rule for the JSON of one of this module's classes. Sizes and times divide, so most cannot be 0."""
     required: dict[str, JsonRule] = {}
     for each in fields(kind):
-        if each.name in _ROWS:
-            required[each.name] = ListOf(_rule(_ROWS[each.name]))
+        may_be_0 = each.name in MAY_BE_0 or (kind is EngineSample and each.name in UNMEASURED)
+        simple: dict[Any, JsonRule] = {
+            int: Whole(0 if may_be_0 else 1),
+            float: Finite(0.0 if may_be_0 else MIN_SECONDS),
+            str: Text(),
+            tuple[int, ...]: ListOf(Whole(1), 1000),
+        }
+        if each.name in ROWS:
+            required[each.name] = ListOf(_rule(ROWS[each.name]))
         elif each.name == "by_ranks":
             required[each.name] = ListOf(_rule(RanksTables), 64)
         elif each.name == "machine":
