@@ -79,7 +79,10 @@ def measure(
     for count in counts:
         most = machine.gpus or 8 * machine.cores
         if not 1 <= count <= most or count & (count - 1):
-            raise ConfigError(f"--ranks {count} is invalid: must be a power of two from 1 to {most}")
+            usual = " ".join(map(str, usual_ranks(machine)))
+            raise ConfigError(
+                f"--ranks {count} is invalid: must be a power of two from 1 to {most}. Use --ranks {usual}"
+            )
     tables = tuple(measure_ranks(count, precisions, cores=machine.cores) for count in counts)
     memory = _memory_bytes(machine)
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -101,6 +104,7 @@ def profile_for_here(path: Path | None) -> MachineProfile:
     """
     machine = identity_here()
     file = kept_at(machine) if path is None else path
+    option = f"--here with {file}" if path is None else f"--calibrate {file}"
     if path is None and not file.exists():
         raise ConfigError(
             f"--here: no profile of this machine is kept at {file}. Measure it: triaxial doctor --measure"
@@ -108,13 +112,13 @@ def profile_for_here(path: Path | None) -> MachineProfile:
     profile = read_profile(file)
     if found := difference(profile.machine, machine):
         raise ConfigError(
-            f"--calibrate {file} is invalid: it is the profile of another machine: {found}. Measure this one: triaxial "
+            f"{option} is invalid: it is the profile of another machine: {found}. Measure this one: triaxial "
             f"doctor --measure"
         )
     for tables in profile.by_ranks:
         if not machine.gpus and tables.threads != threads_here(tables.ranks):
             raise ConfigError(
-                f"--calibrate {file} is invalid: its {tables.ranks} ranks had {tables.threads} threads each, "
+                f"{option} is invalid: its {tables.ranks} ranks had {tables.threads} threads each, "
                 f"not {threads_here(tables.ranks)} as in training here. Set OMP_NUM_THREADS as it was then, or measure "
                 f"again: triaxial doctor --measure"
             )

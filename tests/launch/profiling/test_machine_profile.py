@@ -51,7 +51,9 @@ def test_profiles_that_do_not_hold_here_are_refused_in_one_line(kept, tmp_path, 
         profile_for_here(other)
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("OMP_NUM_THREADS", "77")
-    with pytest.raises(ConfigError, match=r"1 ranks had \d+ threads each, not 77 as in training here"):
+    with pytest.raises(
+        ConfigError, match=r"^--here with .*: its 1 ranks had \d+ threads each, not 77 as in training here"
+    ):
         profile_for_here(None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     with pytest.raises(
