@@ -177,7 +177,7 @@ def _device(group: dist.ProcessGroup | None) -> torch.device:
 def wait_for_all() -> None:
     """Wait until every rank of the default process group has called this.
 
-    NCCL is told this rank's GPU: otherwise torch warns that it takes the current one.
+    It names this rank's GPU to NCCL: otherwise torch warns that it takes the current one.
     """
     device = _device(None)
     dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)

@@ -14,6 +14,7 @@ from gpt.losses.batch import Batch
 from gpt.model.attention import kernel_order
 from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
+from parallel.agreement import wait_for_all
 from parallel.axes.data_parallel import prepare_backward
 from parallel.engines.native import NativeEngine
 from parallel.engines.settings import EngineSettings
@@ -130,7 +131,7 @@ class SampleRun:
             if phases:
                 self._phases(watch)
             if dist.get_world_size() > 1:
-                dist.barrier()
+                wait_for_all()
             self.spans["step"].append(watch.seconds(lambda: self.engine.forward_backward(self.batch)))
             self.spans["update"].append(watch.seconds(lambda: self.engine.optimizer_step(LEARNING_RATE)))
 

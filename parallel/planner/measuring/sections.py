@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+from parallel.agreement import wait_for_all
 from parallel.planner.measuring.collectives import collective_cases
 from parallel.planner.measuring.engine_steps import alone_tasks, group_tasks, measure_samples
 from parallel.planner.measuring.kernels import attention_cases, elementwise_cases, product_cases
@@ -62,7 +62,7 @@ def measure_group(device: torch.device, precisions: Iterable[str], *, ranks: int
     rows["collectives"] = time_cases(cases, watch, rounds=ROUNDS["collectives"])
     report(f"messages: {len(rows['collectives'])} in {time.perf_counter() - started_at:.1f} s")
     for precision in precisions:
-        dist.barrier()
+        wait_for_all()
         tasks = group_tasks(device, precision, ranks)
         rows.setdefault("samples", []).extend(_steps(tasks, watch, precision, report))
     return Measured(rows, watch.spreads, 0.0)
