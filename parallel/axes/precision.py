@@ -1,4 +1,4 @@
-"""What each value of parallel.precision does to a model: the type of its parameters in a step, and its products."""
+"""The arithmetic of each value of parallel.precision: the type of a model's parameters in a step, and its products."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -127,7 +127,7 @@ def _recompute(
 
 
 def size_of(sample: EngineSample) -> tuple[object, ...]:
-    """What two samples of one model and micro-batch share, whatever their layout."""
+    """The facts of a sample's model and micro-batch, without its layout."""
     return (
         sample.style,
         sample.d_model,

@@ -130,20 +130,18 @@ def send_seconds(job: Job, messages: Messages) -> float:
     """One message between pipeline ranks."""
     if job.pipeline == 1:
         return 0.0
-    nbytes = job.rows * job.model.d_model * width(job) / job.tensor
-    return messages("send", next(ranks for kind, ranks in messages.curves if kind == "send"), nbytes)
+    return messages.to_neighbour(job.rows * job.model.d_model * width(job) / job.tensor)
 
 
 def tied_seconds(job: Job, messages: Messages) -> float:
     """The exchange of the tied weight's gradients between the first and the last stage, once a step."""
-    if job.pipeline == 1 or not job.model.tied or (job.v_shaped and job.pipeline > 1):
+    if not job.model.tied or job.rank_of(len(job.split) - 1) == 0:
         return 0.0
-    nbytes = 4 * job.model.padded_vocab_size * job.model.d_model / job.tensor
-    return messages("send", next(ranks for kind, ranks in messages.curves if kind == "send"), nbytes)
+    return messages.to_neighbour(4 * job.model.padded_vocab_size * job.model.d_model / job.tensor)
 
 
 def sync_seconds(job: Job, alone: AloneCosts, messages: Messages) -> float:
-    """What FSDP does once a step on a data axis of one rank."""
+    """FSDP's seconds a step on a data axis of one rank."""
     moved = sharded(job, rank_parameters(job), messages)
     return alone.group * moved.groups + alone.gathered * moved.weights
 

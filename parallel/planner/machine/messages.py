@@ -28,6 +28,10 @@ class Messages:
             )
         return self.curves[kind, ranks](nbytes)
 
+    def to_neighbour(self, nbytes: float) -> float:
+        """Seconds of a message between two ranks, the same in groups of all sizes."""
+        return self("send", next(ranks for kind, ranks in self.curves if kind == "send"), nbytes)
+
 
 def message_curves(tables: RanksTables) -> Messages:
     """The tables as curves."""
@@ -52,7 +56,7 @@ def tensor_messages(job: Job, messages: Messages) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Sharded:
-    """What FSDP gathers and reduces in a step: how often, and the seconds of one gather and one reduction on the wire.
+    """FSDP's gathers and reductions in a step: how often, and the seconds of one of each on the wire.
 
     `groups`: blocks and ends of the fullest rank, each gathered alone. `weights`: parameters of this rank.
     """
