@@ -17,9 +17,8 @@ REPEATED_BYTES, MAX_REPEATS = 2**20, 16  # small messages are repeated within a 
 def collective_cases(device: torch.device, ranks: int) -> Iterator[TimedCase]:
     """All-reduce, all-gather, reduce-scatter, and a message to a neighbour, in groups of `ranks` consecutive ranks.
 
-    All groups work at once. Every rank of the default process group must time the cases.
+    `ranks`: even. All groups work at once. Every rank of the default process group must time the cases.
     """
-    rank = dist.get_rank() % ranks
     group = _own_group(ranks)
     for nbytes in BYTES[device.type]:
         whole = torch.ones(nbytes // 4, device=device)
@@ -29,7 +28,7 @@ def collective_cases(device: torch.device, ranks: int) -> Iterator[TimedCase]:
             "all_reduce": partial(dist.all_reduce, whole, group=group),
             "all_gather": partial(dist.all_gather_single, gathered, part, group=group),
             "reduce_scatter": partial(dist.reduce_scatter_single, part, gathered, group=group),
-            "send": partial(_there_and_back, sent, rank, ranks),
+            "send": partial(_there_and_back, sent),
         }
         for kind, run in runs.items():
             row = partial(CollectiveTime, kind, ranks, nbytes)
@@ -48,17 +47,14 @@ def _own_group(ranks: int) -> dist.ProcessGroup | None:
     return own
 
 
-def _there_and_back(tensor: torch.Tensor, rank: int, ranks: int) -> None:
-    """A message from each even rank to the next one, and back; a last rank without a partner does nothing."""
-    if rank ^ 1 >= ranks:
-        return
-    partner = dist.get_rank() + (1 if rank % 2 == 0 else -1)
-    if rank % 2 == 0:
-        dist.send(tensor, partner)
-        dist.recv(tensor, partner)
-    else:
-        dist.recv(tensor, partner)
-        dist.send(tensor, partner)
+def _there_and_back(tensor: torch.Tensor) -> None:
+    """A message from each even rank to the next one, and back."""
+    rank = dist.get_rank()
+    for sender in (rank & ~1, rank | 1):
+        if rank == sender:
+            dist.send(tensor, rank ^ 1)
+        else:
+            dist.recv(tensor, rank ^ 1)
 
 
 def _halved(row: Callable[[float], CollectiveTime], seconds: float) -> CollectiveTime:
