@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt.errors import ConfigError, escaped
+from launch.config.objectives import PROGRAMS
 from launch.config.recipe import find_recipe, read_toml
 from launch.config.run_config import RunConfig, layout_of, recipe_table
 from launch.planning.calibration import calibrate
@@ -49,7 +50,6 @@ from parallel.planner.choice.ranking import (
 )
 from parallel.planner.hardware.tables import Hardware, find_gpu
 
-POLICY_KINDS = ("ppo", "grpo")
 Planned = list[tuple[Ranking, list[PlannedLayout]]]
 
 
@@ -71,7 +71,7 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
         print(calibration)
     for name in ("html", "write_recipe", "write_sbatch"):
         check_destination(f"--{name.replace('_', '-')}", getattr(args, name))
-    if config.objective.kind in POLICY_KINDS:
+    if config.objective.kind in PROGRAMS:
         return _plan_policy(args, config, request, wanted.counts[-1], emit)
     found = [
         _plan_one(args, config, request if profile is None else at_ranks(request, profile, count), count)
