@@ -186,8 +186,7 @@ def estimated_bytes(setting: Setting, name: str) -> float:
 
 def compare(names: list[str], setting: Setting, args: argparse.Namespace) -> dict[str, Any]:
     """One alternation of these contenders; the first is ours."""
-    words = [word for word in sys.argv[1:] if not word.startswith("--json=")]
-    commands = {name: [sys.executable, __file__, *words, "--serve", name] for name in names}
+    commands = {name: [sys.executable, __file__, *sys.argv[1:], "--serve", name] for name in names}
     report = lambda text: print(text, flush=True)  # noqa: E731
     answers = side_by_side.alternate(commands, rounds=args.rounds, threads=torch.get_num_threads(), report=report)
     return {

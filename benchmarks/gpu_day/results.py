@@ -13,6 +13,7 @@ import torch
 from job import ROOT, Check
 
 from gpt.files.atomic import replace_file
+from launch.processes.machine_facts import cpu_name
 
 OVER = ("passed", "failed", "error", "time limit", "left out")  # other states are run again by the next call
 
@@ -90,7 +91,7 @@ def read_check(table: dict[str, Any]) -> Check:
 
 def machine_facts(device: str) -> dict[str, str]:
     """The device, the versions and the commit, as short texts."""
-    name = f"{processor()}, without a GPU"
+    name = f"{cpu_name()}, without a GPU"
     if device == "cuda":
         count = torch.cuda.device_count()
         properties = torch.cuda.get_device_properties(0)
@@ -104,14 +105,6 @@ def machine_facts(device: str) -> dict[str, str]:
         facts["cudnn"] = str(torch.backends.cudnn.version())
     facts["commit"] = output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD") or "unknown"
     return facts
-
-
-def processor() -> str:
-    """The processor's name as Linux has it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def output(*command: str) -> str:
