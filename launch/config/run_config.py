@@ -76,8 +76,10 @@ class RunSection:
             raise ConfigError(
                 f"run.restart_pause_s = {self.restart_pause_s:g} is invalid: must be from 0 to 300 seconds"
             )
-        for name in self.nccl:
-            if not name.startswith(NCCL_PREFIXES):
+        for name, value in self.nccl.items():
+            if "\0" in value:
+                raise ConfigError(f"run.nccl.{name} is invalid: no variable can hold a NUL character. Leave it out")
+            if not name.startswith(NCCL_PREFIXES) or not name.replace("_", "").isalnum():
                 raise ConfigError(
                     f"run.nccl.{name} is invalid: not a variable of NCCL. Use names that start with "
                     f"{', '.join(NCCL_PREFIXES[:-1])} or {NCCL_PREFIXES[-1]}"

@@ -44,6 +44,10 @@ def test_variables_of_nccl_come_from_the_recipe_unless_they_are_set(monkeypatch,
     assert (os.environ["NCCL_IB_HCA"], os.environ["NCCL_MIN_CTAS"]) == ("mine", "8")
     with pytest.raises(ConfigError, match=r"run.nccl.LD_PRELOAD is invalid: not a variable of NCCL. Use names that"):
         RunSection(tmp_path, nccl={"LD_PRELOAD": "x.so"})
+    with pytest.raises(ConfigError, match=r"run.nccl.NCCL_IB=HCA is invalid: not a variable of NCCL"):
+        RunSection(tmp_path, nccl={"NCCL_IB=HCA": "mlx5"})
+    with pytest.raises(ConfigError, match=r"run.nccl.NCCL_IB_HCA is invalid: no variable can hold a NUL character"):
+        RunSection(tmp_path, nccl={"NCCL_IB_HCA": "mlx5\0"})
 
 
 def test_fp8_is_refused_on_gpus_without_it():
