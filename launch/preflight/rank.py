@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from launch.preflight.verdict import differences
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.failures import MISTAKE
 from launch.processes.rank_process import enter_process
+from parallel.errors import ForgedMessage
 
 SHARED_S = 15.0  # how long a file may take to appear on other nodes
 MAX_SKEW_S = 2.0
@@ -40,11 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bad-nodes", type=Path)
     args = parser.parse_args(argv)
     environment = ClusterEnvironment.from_environment()
-    patience = _Patience(2 * args.limit_s + 2 * MARGIN_S)
+    # Not for rank 0: its search may take many attempts, and each of them has a limit.
+    patience = None if environment.rank == 0 else _Patience(2 * args.limit_s + 2 * MARGIN_S)
     try:
         board = open_board(environment, timeout_s=args.limit_s)
         board.post(f"facts {environment.rank}", _facts(environment))
-        if environment.rank == 0:
+        if patience is None:
             findings = _lead(board, environment, args)
             board.post("end", dataclasses.asdict(findings))
             board.read_all({rank: f"left {rank}" for rank in range(1, environment.world_size)}, timeout_s=5)
@@ -53,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
             board.post(f"left {environment.rank}", True)
     except RuntimeError as error:  # the base class of all errors of torch.distributed
         findings = _without_rank_0(environment, str(error))
+    except ForgedMessage as error:
+        findings = Findings(problems=[str(error)])
     return _report(findings, environment, args)
 
 
@@ -147,13 +152,19 @@ def _compare_folders(
     """Every node must see a new file in the folder, and have the same time of day."""
     token = secrets.token_hex(8)
     file = folder.resolve() / f".preflight-{token}"
-    file.write_text(token, encoding="utf-8")
+    try:
+        file.write_text(token, encoding="utf-8")
+    except OSError as error:
+        here, reason = names[facts[0]["node"]], (error.strerror or "").lower()
+        findings.accuse([here], f"node {here} cannot write a file in {file.parent}: {reason}")
+        token = ""  # nothing to look for
     try:
         board.post("look", {"file": str(file), "token": token, "now": time.time()})
         first = {found["node"]: rank for rank, found in sorted(facts.items(), reverse=True)}
         seen = board.read_all({node: f"seen {rank}" for node, rank in first.items() if rank}, timeout_s=SHARED_S + 5)
     finally:
-        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.unlink()
     for node, found in seen.items():
         if not found["sees"]:
             findings.accuse(
@@ -188,14 +199,16 @@ def _follow(board: Board, environment: ClusterEnvironment, args: argparse.Namesp
 
 
 def _sees(file: Path, token: str) -> bool:
+    """Whether the file of rank 0 appears here; True if there is none."""
     ends_at = time.monotonic() + SHARED_S
-    while True:
+    while token:
         try:
             return file.read_text(encoding="utf-8") == token
         except OSError:
             if time.monotonic() > ends_at:
                 return False
             time.sleep(0.2)
+    return True
 
 
 def _without_rank_0(environment: ClusterEnvironment, error: str) -> Findings:

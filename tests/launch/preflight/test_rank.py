@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from free_ports import free_ports
+from torch.distributed import HashStore
 
-from launch.preflight.coordinator import SIZE_BYTES
+from launch.preflight.board import Board
+from launch.preflight.coordinator import SIZE_BYTES, Findings
+from launch.preflight.rank import _compare_folders
 
 ROOT = Path(__file__).resolve().parents[3]
 # Rank 2 of each case is in trouble: it never starts, has a wrong network interface, or ends while the ranks talk.
@@ -41,6 +44,8 @@ def start(case, folder, port, trouble, number, nodes):
             os.environ["GLOO_SOCKET_IFNAME"] = "nowhere"
         if trouble["kind"] in ("SIGKILL", "SIGSTOP"):
             threading.Thread(target=hurt, args=(getattr(signal, trouble["kind"]),)).start()
+    if case == "sound" and number == 0:
+        program.MARGIN_S = 0.5 - 60  # another rank with this margin would end after one second
     words = ["--nodes", nodes, "--limit-s", "60" if case == "sound" else "15", "--folder", str(folder)]
     os._exit(program.main([*words, "--bad-nodes", str(folder / "bad")]))
 
@@ -134,3 +139,10 @@ def test_a_node_that_was_expected_and_did_not_come_is_named(ended):
     assert [codes[f"too_few {rank}"] for rank in range(3)] == [2, 2, 2]
     assert "problem: node d did not come to the rendezvous" in said(ended, "too_few")
     assert (folder / "too_few" / "bad").read_text().startswith("d\tnode d did not come")
+
+
+def test_a_folder_that_rank_0_cannot_write_is_a_problem_of_its_node(tmp_path):
+    board, findings = Board(HashStore(), None), Findings()
+    _compare_folders(board, {0: {"node": 0}}, tmp_path / "gone", names={0: "a"}, findings=findings)
+    assert list(findings.bad_nodes) == ["a"]
+    assert findings.problems == [f"node a cannot write a file in {tmp_path / 'gone'}: no such file or directory"]
