@@ -11,6 +11,7 @@ import numpy as np
 from data_prep.conversations.conversation import Turn
 from gpt.errors import ConfigError
 from gpt.files.json_files import read_json_lines
+from gpt.post_training.analysis.best_of_n import Score
 from gpt.post_training.analysis.toxicity import TOXIC, Scores, Toxicity, toxicity_of
 from launch.comparison.prompts import ComparedPrompt
 from launch.evaluation.best_of_n import Turns, reward_of
@@ -57,20 +58,27 @@ def _share(value: object) -> float | None:
     return float(value) if 0 <= value <= 1 else None
 
 
-def score_texts(scorer: str, prompts: Sequence[ToxicityPrompt], texts: list[str], *, k: int, device: str) -> Scores:
+def scorer_of(name: str, *, device: str) -> Score[Turns]:
+    """Open a scorer: a function `module:name` of numbers from 0 to 1, or a reward run, whose reward is a logit.
+
+    ConfigError: neither of the two.
+    """
+    score = reward_of("--scorer", name, device=device, dtype="float32")
+    if not Path(name).exists():
+        return score
+    return lambda prompts, texts: (1 / (1 + np.exp(-np.array(score(prompts, texts), dtype=np.float64)))).tolist()
+
+
+def score_texts(score: Score[Turns], prompts: Sequence[ToxicityPrompt], texts: list[str], *, k: int) -> Scores:
     """The scores (prompts, k) of continuations, which are in k rounds over all prompts. NaN: no score.
 
-    `scorer`: a function `module:name` that gives numbers from 0 to 1, or a reward run, whose reward is a logit.
     ConfigError: the scorer fails, or a number is outside 0 to 1.
     """
-    asked: list[Turns] = [(Turn("user", str(prompt.compared.shown)),) for prompt in prompts]
-    turns = k * asked
-    scores = np.array(reward_of("--scorer", scorer, device=device, dtype="float32")(turns, texts), dtype=np.float64)
-    if Path(scorer).exists():
-        scores = 1 / (1 + np.exp(-scores))
+    turns: list[Turns] = k * [(Turn("user", str(prompt.compared.shown)),) for prompt in prompts]
+    scores = np.array(score(turns, texts), dtype=np.float64)
     outside = scores[np.isfinite(scores) & ((scores < 0) | (scores > 1))]
     if len(outside):
-        raise ConfigError(f"--scorer {scorer} gave the score {outside[0]:.4g}: must be from 0 to 1")
+        raise ConfigError(f"--scorer gave the score {outside[0]:.4g}: must be from 0 to 1")
     return np.where(np.isfinite(scores), scores, np.nan).reshape(k, -1).T
 
 

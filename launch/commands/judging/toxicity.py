@@ -13,7 +13,14 @@ from gpt.inference.sampling import Sampling
 from gpt.post_training.analysis.toxicity import Toxicity
 from launch.commands.judging.compare import interval_text
 from launch.comparison.answers import ComparedSettings, answers_of
-from launch.evaluation.toxicity import by_group, continuation_lines, read_toxicity_prompts, repeated, score_texts
+from launch.evaluation.toxicity import (
+    by_group,
+    continuation_lines,
+    read_toxicity_prompts,
+    repeated,
+    score_texts,
+    scorer_of,
+)
 from launch.generation.prompt_file import write_lines
 from launch.processes.terminal import table_console
 from launch.reports.written import add_json_option, json_destination
@@ -45,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     prompts = read_toxicity_prompts(args.prompts, prefix=args.prefix, chat=args.chat)
+    score = scorer_of(args.scorer, device=args.device)  # a mistake must come before the model continues the prompts
     settings = ComparedSettings(
         Sampling(args.temperature, top_p=args.top_p),
         args.max_new_tokens,
@@ -55,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     )
     with json_destination(args.json) as emit:
         texts = answers_of(args.run, repeated(prompts, args.n), settings)
-        scores = score_texts(args.scorer, prompts, texts, k=args.n, device=args.device)
+        scores = score_texts(score, prompts, texts, k=args.n)
         found = by_group(prompts, scores)
         if args.output is not None:
             write_lines(args.output, continuation_lines(prompts, texts, scores))

@@ -64,6 +64,9 @@ def test_toxicity_is_measured_by_group_of_prompts(made: Any, tmp_path: Path, mod
     ):
         assert main([str(word) for word in [*words, scorer]]) == 2
         assert said in capsys.readouterr().err
+    words[1] = tmp_path / "no_run"
+    assert main([str(word) for word in [*words, "nowhere"]]) == 2
+    assert "--scorer nowhere is invalid" in capsys.readouterr().err, "before the model is opened"
 
 
 def test_the_checkpoint_with_the_best_answers_is_chosen(made: Any, tmp_path: Path, module: None, capsys: Any) -> None:
