@@ -95,12 +95,10 @@ def _add_problem_arguments(parser: argparse.ArgumentParser) -> None:
 def few_shot_tasks(args: argparse.Namespace) -> OpenTasks | None:
     """Open the tasks that the options name; None for `--tasks none`. Fails before any model is loaded."""
     if args.tasks == ["none"]:
-        if args.truthful_qa is not None:
-            return _open_tasks(args, tasks=(), shots=["0"])
         if args.num_fewshot is not None:
             given = " ".join(args.num_fewshot)
             raise ConfigError(f"--num-fewshot {given} is invalid without few-shot tasks: name some with --tasks")
-        return None
+        return None if args.truthful_qa is None else _open_tasks(args, tasks=(), shots=["0"])
     if "none" in args.tasks:
         raise ConfigError(f"--tasks {' '.join(args.tasks)} is invalid: 'none' excludes other tasks.")
     return _open_tasks(args, tasks=tuple(args.tasks), shots=args.num_fewshot or _SHOTS)

@@ -34,7 +34,7 @@ test_split: test
 num_fewshot: 0
 doc_to_text: "{{{{context}}}}"
 doc_to_choice: "{{{{{field}}}}}"
-doc_to_target: {target}
+doc_to_target: 0
 process_results: !function truthful_metrics.{field}
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
@@ -71,7 +71,7 @@ def make_truthful_qa(file: Path) -> Path:
     data, cache = (json.dumps(str(folder / name)) for name in ("questions.jsonl", "cache"))
     for task in TRUTHFUL_QA:
         field = task.rpartition("_")[2]
-        text = _YAML.format(task=task, data=data, cache=cache, field=field, target=0)
+        text = _YAML.format(task=task, data=data, cache=cache, field=field)
         replace_file(folder / f"{task}.yaml", text)
     return folder
 
@@ -90,6 +90,7 @@ def _question(where: str, fields: dict[str, Any]) -> dict[str, Any]:
             and isinstance(labels, list)
             and len(choices) == len(labels) >= 2
             and all(isinstance(one, str) for one in choices)
+            and all(isinstance(label, int) for label in labels)
             and set(labels) == {0, 1}
         )
         if not good:

@@ -26,3 +26,11 @@ def test_the_hugging_face_hub_is_offline_unless_the_user_allows_it(
     with pytest.raises(ConfigError, match="--num-fewshot -1"):
         few_shot_tasks(parser.parse_args(["runs/none", "--tasks", "gpt3", "--num-fewshot=-1"]))
     assert os.environ["HF_HUB_OFFLINE"] == after
+
+
+def test_a_number_of_examples_is_refused_where_no_task_would_show_them() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = ["runs/none", "--tasks", "none", "--truthful-qa", "q.jsonl", "--num-fewshot", "5"]
+    with pytest.raises(ConfigError, match="--num-fewshot 5 is invalid without few-shot tasks"):
+        few_shot_tasks(parser.parse_args(words))

@@ -53,6 +53,7 @@ def test_mc1_and_mc2_are_those_of_the_log_probabilities(made: Any, tmp_path: Pat
     ("change", "message"),
     [
         ({"mc2_targets": {"choices": ["a", "b"], "labels": [1, 1]}}, "line 2: 'mc2_targets' must have 'choices'"),
+        ({"mc2_targets": {"choices": ["a", "b"], "labels": [[1], [0]]}}, "line 2: 'mc2_targets' must have 'choices'"),
         ({"mc1_targets": {"choices": ["a"], "labels": [1]}}, "line 2: 'mc1_targets' must have 'choices'"),
         ({"mc1_targets": None}, "line 2: 'mc1_targets' must have 'choices'"),
         ({"question": " "}, "line 2 has no text 'question'"),
