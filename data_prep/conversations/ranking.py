@@ -7,6 +7,7 @@ from itertools import groupby
 
 from data_prep.conversations.conversation import Answer, Conversation, UnusableRecord, renumbered
 
+MAX_LEVELS = (1 << 15) - 1  # of a ranking: token files keep 1 + level of each answer, as ids below 1 << 15
 MAX_JOINED = 9  # answers of a ranking that is made of pairs: InstructGPT's labellers ranked up to 9
 
 
@@ -65,12 +66,15 @@ def rank(judged: Sequence[JudgedAnswer], *, tie_margin: float) -> Ranked:
 
 
 def check_ranking(ranked: Sequence[Answer], n_judged: int) -> None:
-    """UnusableRecord if the answers hold no pair to compare: `one_completion` or `all_tied`."""
+    """UnusableRecord if the answers hold no pair to compare (`one_completion`, `all_tied`), or `too_many_levels`."""
     if len(ranked) < 2:
         detail = f"{n_judged} given, {len(ranked)} left" if n_judged > 1 else ""
         raise UnusableRecord("one_completion", detail)
-    if len({answer.level for answer in ranked}) == 1:
+    levels = len({answer.level for answer in ranked})
+    if levels == 1:
         raise UnusableRecord("all_tied", f"{len(ranked)} completions")
+    if levels > MAX_LEVELS:
+        raise UnusableRecord("too_many_levels", f"{levels}, at most {MAX_LEVELS} are possible")
 
 
 def best(ranked: Sequence[Answer]) -> Answer:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.conversations.conversation import Conversation, Kind, conversation_of
+from data_prep.conversations.ranking import MAX_LEVELS
 from data_prep.conversations.render import Tokens, tokens_of
 from data_prep.corpus.split import SplitConfig
 from data_prep.corpus.tokenize import ROW, copy_in_order, split_totals
@@ -23,14 +24,13 @@ from data_prep.documents.arrays import write_array
 from data_prep.documents.counts import Tally
 from data_prep.documents.shards import parent_id, read_shard
 from data_prep.execution.tasks import Stage, TaskResult
-from gpt.errors import ConfigError, import_extra
+from gpt.errors import import_extra
 from gpt.token_files.files import token_dtype
 
 # Streams of each kind of corpus, with the number of values that each may have: the vocabulary of its token files.
-MAX_MARKS = 1 << 15
 STREAMS: dict[Kind, dict[str, int]] = {
     "demonstrations": {"learned": 2},
-    "rankings": {"learned": 2, "marks": MAX_MARKS},
+    "rankings": {"learned": 2, "marks": 1 + MAX_LEVELS},
     "prompts": {},
 }
 
@@ -104,8 +104,6 @@ def _streams(tokens: Tokens, names: tuple[str, ...]) -> Iterator[tuple[str, npt.
     if "marks" in names:
         marks = np.zeros(n, dtype=np.int64)
         for position, mark in tokens.marks:
-            if mark >= MAX_MARKS:
-                raise ConfigError(f"a prompt has {mark} levels of answers; at most {MAX_MARKS - 1} are possible")
             marks[position] = mark
         yield "marks", marks
 

@@ -6,6 +6,7 @@ import pytest
 
 from data_prep.conversations.conversation import Answer, Conversation, Turn, UnusableRecord
 from data_prep.conversations.ranking import (
+    MAX_LEVELS,
     JudgedAnswer,
     LeftOut,
     best,
@@ -63,6 +64,14 @@ def test_a_ranking_without_a_pair_is_named(pairs, reason):
     with pytest.raises(UnusableRecord) as error:
         check_ranking(ranked(*pairs).answers, len(pairs))
     assert error.value.reason == reason
+
+
+def test_a_ranking_with_more_levels_than_token_files_hold_is_named():
+    answers = [Answer(str(level), level) for level in range(MAX_LEVELS + 1)]
+    check_ranking(answers[1:], MAX_LEVELS)
+    with pytest.raises(UnusableRecord, match="32768, at most 32767 are possible") as error:
+        check_ranking(answers, len(answers))
+    assert error.value.reason == "too_many_levels"
 
 
 def test_the_best_answer_must_be_one():
