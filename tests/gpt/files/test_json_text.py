@@ -1,6 +1,6 @@
 import pytest
 
-from gpt.files.json_text import decode_json
+from gpt.files.json_text import decode_json, without_nan
 
 DEEP = "[" * 200_000
 
@@ -14,3 +14,7 @@ def test_sound_json_is_parsed_from_bytes_and_text() -> None:
 def test_every_kind_of_damage_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode_json(text)
+
+
+def test_numbers_that_json_lacks_become_null() -> None:
+    assert without_nan([1, -0.5, float("nan"), {"x": (float("-inf"), "nan")}]) == [1, -0.5, None, {"x": [None, "nan"]}]

@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpt.errors import ConfigError
-from gpt.files.json_text import without_nan
-from gpt.inference.sampling import Sampling
+from gpt.inference.model import LocalModel
+from gpt.inference.sampling import GREEDY, Sampling
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 from launch.generation.jobs import GenerationJob, GenerationSettings
-from launch.generation.prompt_file import batches_of, read_lines, write_lines
+from launch.generation.prompt_file import batches_of, continue_jobs, read_lines, write_lines
 
 
 def test_empty_lines_and_a_byte_order_mark_are_skipped(tmp_path: Path) -> None:
@@ -35,8 +39,20 @@ def test_output_lines_can_be_read_back(tmp_path: Path) -> None:
     assert "naïve €" in written[0]
 
 
-def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
-    assert without_nan([1, -0.5, float("nan"), {"x": (float("-inf"), "nan")}]) == [1, -0.5, None, {"x": [None, "nan"]}]
+def test_log_probs_that_json_lacks_are_written_as_null(tmp_path: Path) -> None:
+    """The log-probabilities of a model whose weights are not finite are NaN, which JSON does not have."""
+    train_sentencepiece(iter(["The parser reads the source.\n"] * 3), tmp_path / "small.model", vocab_size=280)
+    tokenizer = load_tokenizer(tmp_path / "small.model")
+    model = GPT(ModelConfig(vocab_size=280, n_ctx=8, n_layers=1, d_model=8, n_heads=1))
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
+    jobs = [GenerationJob({"prompt": "The"}, tokenizer.encode("The")[:2], 3, seed=0)]
+    settings = GenerationSettings(GREEDY, (), (), None, 100)
+    lines = continue_jobs(LocalModel(model), tokenizer, jobs, settings, n_ctx=8, shows=False)
+    write_lines(tmp_path / "out.jsonl", lines)
+    written = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+    assert "NaN" not in written
+    assert json.loads(written)["log_probs"] == [None, None, None]
 
 
 def test_batches_hold_jobs_of_similar_length_within_the_limits() -> None:
