@@ -16,7 +16,7 @@ from torch import Tensor
 from gpt.adapters.config import adapter_of, adapter_shapes, is_adapter
 from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
-from gpt.files.json_files import read_json_object
+from gpt.files.json_rules import Fields, Whole, read_checked_json
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.heads import VocabularyHead
@@ -184,7 +184,7 @@ def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Checkpoint, lis
 def best_step(path: Path, one: Path | None) -> int:
     """The step of the best checkpoint of a run: that of CHOSEN, else as its newest one records it. Collective."""
     if one is None and (path / CHOSEN).is_file():
-        return int(read_json_object(path / CHOSEN)["step"])
+        return int(read_checked_json(path / CHOSEN, Fields({"step": Whole()}), max_bytes=1 << 20)["step"])
     best = find_checkpoint(path, None)[1].state.get("loop", {}).get("best")
     if one is not None or not isinstance(best, dict):
         raise ConfigError(

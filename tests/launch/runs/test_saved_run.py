@@ -10,7 +10,7 @@ import torch
 from gpt.errors import ConfigError
 from gpt.tokenizer.tokenizers import train_sentencepiece
 from gpt.training.config import Retention
-from launch.runs.saved_run import load_run, open_run
+from launch.runs.saved_run import CHOSEN, best_step, load_run, open_run
 from parallel.checkpoint.handle import verify_checkpoint
 from parallel.checkpoint.load import read_tensors
 from parallel.checkpoint.save import save_checkpoint
@@ -109,3 +109,10 @@ def test_a_tokenizer_larger_than_the_model_is_refused(copy: Path) -> None:
     train_sentencepiece(iter([" ".join(words)] * 2), copy / "tokenizer" / "original.model", vocab_size=370)
     with pytest.raises(ConfigError, match=r"has 370 pieces, but the model .* only model.vocab_size = 360"):
         open_run(copy)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"step": "4"}', '{"step": true}'])
+def test_a_choice_without_a_step_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / CHOSEN).write_text(text)
+    with pytest.raises(ConfigError, match=r"chosen\.json is damaged: step "):
+        best_step(tmp_path, None)
