@@ -69,7 +69,7 @@ class RolloutsConfig:
     inner_epochs: int = 1
     """Passes over the episodes of an iteration."""
     offload: tuple[Placement, ...] = ()
-    """Models whose weights wait in host memory while others work: reference, rewards, value, ema. On GPUs."""
+    """Models whose weights wait in host memory while others work: reference, rewards, value (PPO), ema. On GPUs."""
 
 
 @dataclass(frozen=True)
