@@ -1,5 +1,6 @@
 """Start the ranks of a preflight on this node, as training would: by `launch.torchrun` and its sealed rendezvous."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,10 @@ class Check:
             raise ConfigError("--rdzv-endpoint is missing: must be HOST:PORT of one node, the same on every node")
         if self.nproc_per_node < 1:
             raise ConfigError(f"--nproc-per-node {self.nproc_per_node} is invalid: must be 1 or more")
-        if not self.limit_s >= 1:
+        if not 1 <= self.limit_s < math.inf:
             raise ConfigError(f"--limit-s {self.limit_s:g} is invalid: must be 1 or more")
+        if self.bad_nodes is not None and not (folder := self.bad_nodes.resolve().parent).is_dir():
+            raise ConfigError(f"--bad-nodes {self.bad_nodes} is invalid: {folder} is no folder")
 
     @property
     def count(self) -> int:

@@ -142,7 +142,7 @@ def _name_missing(findings: Findings, *, expected: str, names: dict[int, str]) -
             )
         return
     for name in expected.split(","):
-        if name not in names.values():
+        if name and name not in names.values():
             findings.accuse([name], f"node {name} did not come to the rendezvous. See its output")
 
 

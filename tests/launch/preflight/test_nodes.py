@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[3]
         ({"nproc_per_node": 0}, "--nproc-per-node 0 is invalid"),
         ({"limit_s": 0.5}, "--limit-s 0.5 is invalid"),
         ({"limit_s": float("nan")}, "--limit-s nan is invalid"),
+        ({"limit_s": float("inf")}, "--limit-s inf is invalid"),
+        ({"bad_nodes": Path("/gone/bad")}, "--bad-nodes /gone/bad is invalid: /gone is no folder"),
     ],
 )
 def test_a_wrong_option_is_refused(change, said):
