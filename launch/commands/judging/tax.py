@@ -60,7 +60,7 @@ def open_tasks(args: Namespace, *, needed: bool) -> OpenTasks | None:
     """The tasks to ask; None if both evaluations are there already. ConfigError before any model is loaded."""
     if not needed:
         return None
-    args.tasks = args.tasks or ["gpt3"]
+    args.tasks = args.tasks or (["gpt3"] if args.truthful_qa is None else ["none"])  # as `evaluate` chooses
     if args.log_samples is None:
         raise ConfigError("--log-samples is missing: name the folder for the questions with the answers of both models")
     tasks = few_shot_tasks(args)

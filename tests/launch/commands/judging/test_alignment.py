@@ -124,4 +124,8 @@ def test_mistakes_are_found_without_a_model() -> None:
         with pytest.raises(ConfigError, match=message):
             check_arguments(Namespace(**{**good, **wrong}))
     assert open_tasks(Namespace(tasks=None, log_samples=None), needed=False) is None
+    only_truthful_qa = Namespace(tasks=None, log_samples=None, truthful_qa=Path("q.jsonl"))
+    with pytest.raises(ConfigError, match="--log-samples is missing"):
+        open_tasks(only_truthful_qa, needed=True)
+    assert only_truthful_qa.tasks == ["none"], "and not those of GPT-3 too"
     assert choice_table(ranked_checkpoints([1, 2], [[0.5], [1.5]])).row_count == 2
