@@ -74,8 +74,8 @@ def score_texts(score: Score[Turns], prompts: Sequence[ToxicityPrompt], texts: l
 
     ConfigError: the scorer fails, or a number is outside 0 to 1.
     """
-    turns: list[Turns] = k * [(Turn("user", str(prompt.compared.shown)),) for prompt in prompts]
-    scores = np.array(score(turns, texts), dtype=np.float64)
+    asked: list[Turns] = [(Turn("user", str(prompt.compared.shown)),) for prompt in prompts]
+    scores = np.array(score(k * asked, texts), dtype=np.float64)
     outside = scores[np.isfinite(scores) & ((scores < 0) | (scores > 1))]
     if len(outside):
         raise ConfigError(f"--scorer gave the score {outside[0]:.4g}: must be from 0 to 1")
