@@ -110,7 +110,7 @@ def _run(argv: list[str], signals: _Signals, folder: Path) -> int:
         register_rendezvous()
         quiet_elastic_logs()
         signals.make_error = _elastic_error()
-        where = f"{arguments.nnodes} nodes at {arguments.rdzv_endpoint}"
+        where = f"{arguments.nnodes.replace(':', ' to ')} nodes at {arguments.rdzv_endpoint}"
         if nodes > 1:
             print(f"triaxial: waiting for {where}", file=sys.stderr, flush=True)
         run: Any = torch_run.run

@@ -30,8 +30,10 @@ def parse_gpus(text: str) -> GpuOption:
         raise ConfigError(f"--gpus {text} is invalid: write NUMBERxNAME. Use 1024xH100, or 64..4096xH100 for a range")
     first, last = int(found[1]), int(found[2] or found[1])
     if not 1 <= first <= last <= MAX_GPUS:
+        low, high = sorted((first, last))
+        example = f"{low}..{high}" if 1 <= low < high <= MAX_GPUS else "64..4096"
         raise ConfigError(
-            f"--gpus {text} is invalid: numbers go from 1 to {MAX_GPUS}, the smaller first. Use 64..4096x{found[3]}"
+            f"--gpus {text} is invalid: numbers go from 1 to {MAX_GPUS}, the smaller first. Use {example}x{found[3]}"
         )
     doubled = [first]
     while doubled[-1] * 2 <= last:

@@ -122,10 +122,11 @@ def _memory_group(too_large: Sequence[tuple[Candidate, Footprint]], limit: float
     each, memory = min(too_large, key=lambda entry: entry[1].peak)
     parts, needed = memory.parts, memory.peak / GIB
     largest = max(parts, key=lambda name: parts[name])
+    can_shard_more = each.job.world_size > 1 and each.parallel.zero_stage < 3
     mend = {
         "activations": "a smaller micro-batch, parallel.recompute = 'full' or more tensor ranks",
         "temporary": "a smaller micro-batch or more tensor ranks",
-    }.get(largest, "more GPUs, or parallel.zero_stage = 3" if each.job.world_size > 1 else "more GPUs")
+    }.get(largest, "more GPUs, or parallel.zero_stage = 3" if can_shard_more else "more GPUs")
     reason = (
         f"{MEMORY_RULE}: the smallest of them needs {needed:.1f} GiB of {limit / GIB:.1f} usable, most of it "
         f"{largest} ({parts[largest] / GIB:.1f} GiB). Use {mend}"

@@ -79,7 +79,7 @@ def test_validation_of_published_rows(tmp_path, capsys):
         (["gpt3_125m", "--gpus", "8xH100", "--network", "401G"], "network '401G' is unknown: did you mean '400G'"),
         (["gpt3_125m", "--gpus", "8xH100", "--stack", "torchtitn"], "stack 'torchtitn' is unknown"),
         (["gpt3_125m", "--gpus", "H100"], "write NUMBERxNAME"),
-        (["gpt3_125m", "--gpus", "64..8xH100"], "the smaller first"),
+        (["gpt3_125m", "--gpus", "64..8xH100"], "the smaller first. Use 8..64xH100"),
         (["gpt3_125m"], "name the GPUs once"),
         ([], "the recipe is missing"),
         (["gpt3_125m", "--gpus", "8xH100", "--deadline", "1h"], "--deadline 1h is invalid: the fastest plan"),
