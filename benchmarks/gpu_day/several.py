@@ -74,7 +74,7 @@ def overlap(job: Job) -> Iterator[Check]:
         run_ranks(fork_server(["several"]), measure, [str(folder)], nproc=n, logs=logs)
         found = read_json_object(folder / "result.json")
         yield Check(f"{name}: speed", found["tokens_per_s"], unit="tokens/s", note=f"{found['parameters'] / 1e6:,.0f}M")
-        yield Check(f"{name}: exposed communication", found["exposed"], 1.0, "of the step", "trace.json beside it")
+        yield Check(f"{name}: exposed communication", found["exposed"], 1.0, "of the step", "see trace.json there")
 
 
 def model_of(tiny: bool) -> ModelConfig:

@@ -1,6 +1,6 @@
 """One attempt at an all-reduce, in a forked process that is killed when its time is over.
 
-A failed collective can leave NCCL waiting on the GPU for ever, or end the process. The rank itself must survive that to
+A failed collective can leave NCCL waiting on the GPU, or end the process. The rank itself must survive that to
 report it, so it never initialises CUDA or a process group.
 """
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from parallel.axes.fp8 import Fp8Product
 
-OUTLIER = 1024.0  # in the second rank's part alone: beside it, all elements of the first rank round to 0
+OUTLIER = 1024.0  # in the second rank's part alone; with its scale all elements of the first rank round to 0
 
 
 def product_in_parts(rank, folder):

@@ -213,7 +213,9 @@ def check_common(config: PPOConfig) -> None:
     names = [reward.name for reward in (*config.rewards, *config.gold)]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"objective.rewards: two have the name '{name}'. Rename one with name = '...'")
+            raise ConfigError(
+                f"objective.rewards and objective.gold: two have the name '{name}'. Rename one with name = '...'"
+            )
     at_least = dict.fromkeys((*_AT_LEAST_1, "ptx_per_episode", "beta_horizon"), 1)
     at_least |= {"keep_rollouts": 0, "max_staleness": 0, "critic_warmup_iterations": 0}
     for key, minimum in at_least.items():

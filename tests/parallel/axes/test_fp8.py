@@ -63,7 +63,7 @@ def rounded(x, dtype):
 
 
 def assert_near(ours, reference):
-    """Equal but for the rounding of the result to bf16, and of its sum to fp32."""
+    """Equal, except for the rounding of the result to bf16, and of its sum to fp32."""
     assert ours.dtype == torch.bfloat16
     assert float((ours.double() - reference).abs().max()) <= BF16 * float(reference.abs().max())
 
