@@ -29,6 +29,7 @@ import ppo_smollm2_answers
 import reward_baselines
 import side_by_side
 
+import launch
 from gpt.token_files.files import TokenFileWriter
 from gpt.tokenizer.tokenizers import load_tokenizer
 
@@ -212,7 +213,17 @@ def train_policy(args: argparse.Namespace, name: str, seed: int) -> None:
         "checkpoint.keep_last": 1,
     }
     words |= dict(setting.split("=", 1) for setting in (*args.settings, *POLICIES[name]))
-    train("ppo_smollm2", words)
+    train(str(policy_recipe(folder)), words)
+
+
+def policy_recipe(folder: Path) -> Path:
+    """The shipped recipe without a reward for a missing end token: most answers reach the limit of tokens here, and a
+    policy that learns to end early would say nothing about the reward model."""
+    shipped = (Path(launch.__file__).parent / "recipes" / "ppo_smollm2.toml").read_text(encoding="utf-8")
+    recipe = folder / "ppo.toml"
+    kept = [line for line in shipped.splitlines() if not line.startswith("missing_end_reward")]
+    recipe.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return recipe
 
 
 def measure(args: argparse.Namespace, run: str) -> None:

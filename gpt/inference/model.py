@@ -3,7 +3,7 @@
 Shapes: b rows, t tokens of a forward pass, s positions so far, v vocab_size, n tokens that the caller asks about.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,8 +47,11 @@ class InferenceModel(Protocol):
         """Return the values of every data rank, by data rank. Every rank must call it."""
         ...
 
-    def finish(self) -> None:
-        """Serve the data ranks that still compute with this one's weights. Call it after the last forward pass."""
+    def finish(self, *, before_each: Callable[[], None] = lambda: None) -> None:
+        """Serve the data ranks that still compute with this one's weights. Call it after the last forward pass.
+
+        `before_each` is called before each pass that it serves, such as a heartbeat.
+        """
         ...
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
@@ -82,7 +85,7 @@ class LocalModel:
     def gather(self, values: list[Any]) -> list[list[Any]]:
         return [values]
 
-    def finish(self) -> None:
+    def finish(self, *, before_each: Callable[[], None] = lambda: None) -> None:
         pass
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:

@@ -6,7 +6,7 @@ Shapes as in gpt/inference/model.py.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -65,9 +65,10 @@ class DistributedModel:
         peers = [self.mesh.peer_of(data_rank) for data_rank in range(self.data_size)]  # of one data rank, all agree
         return combine(values, lambda everyone: [everyone[peer] for peer in peers], None)
 
-    def finish(self) -> None:
+    def finish(self, *, before_each: Callable[[], None] = lambda: None) -> None:
         token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         while self.in_turns and self._is_any_at_work(False):
+            before_each()
             self._next_logits(ForwardInputs(token, token), torch.zeros(1, dtype=torch.int64, device=self.device))
 
     def _is_any_at_work(self, here: bool) -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from core_stacks import native_stacks
-from generated import generated
+from generated import beats_of_waiting, generated
 from live_tensors import GatheredBlocks, Live, LiveMicroBatches, Peak, storage_of
 from rank_server import rank_server
 
@@ -259,6 +259,7 @@ def run_one(run):
         for way, sampling in (("greedy", Sampling()), ("warm", Sampling(temperature=1.3, top_k=20))):
             continued = generated(engine, PROMPTS, max_new_tokens=6, sampling=sampling, stop_ids=range(30), seed=3)
             result[way] = [(c.tokens, c.log_probs, c.stopped) for c in continued]
+        result["beats"] = beats_of_waiting(engine, PROMPTS)
     if run.get("gradients"):
         share = SEQUENCES // engine.data_size
         rows = slice(engine.data_rank * share, (engine.data_rank + 1) * share)

@@ -65,7 +65,7 @@ class RolloutSource:
                             )
                     except ConfigError as found:
                         error = error or found
-                model.finish()
+                model.finish(before_each=beat)
         agree(self.policy, error)  # also waits until all parts are there
         return True
 

@@ -45,3 +45,11 @@ def test_generation_over_a_layout_equals_one_process(results, family, name):
     assert all(token < TALKATIVE["vocab_size"] for tokens, _, _ in ours["warm"] for token in tokens), "never padding"
     assert len({len(tokens) for way in ("greedy", "warm") for tokens, _, _ in reference[way]}) > 1, "some stop early"
     assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+
+
+def test_a_rank_that_has_finished_beats_at_each_pass_of_another(results):
+    """Under ZeRO 3 it lends its weights. Without a heartbeat the watchdog would take it for hung."""
+    first, last = results["generate, modern, data 2, zero 3"]["beats"]
+    assert first > 0
+    assert last == 0
+    assert results["generate, modern, tensor 4"]["beats"] == [0, 0, 0, 0]
