@@ -81,6 +81,10 @@ COMMANDS = {
         "launch.commands.judging.toxicity",
         "continue prompts, score the texts, and report how toxic they get",
     ),
+    "moderate taxonomy": (
+        "launch.commands.moderate.taxonomy",
+        "check the categories of a moderation system, and show them",
+    ),
     "convert": ("launch.commands.convert", "convert a model to or from another library's format"),
     "parity": ("launch.commands.parity", "show that a recipe trains the same model on every layout"),
     "doctor": ("launch.commands.doctor", "show what this machine offers and what would break a run"),
