@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}\Z")
 
 
 def read_fields(values: Any, keys: Mapping[str, type], *, needed: Collection[str], where: str) -> dict[str, Any]:
-    """The values of a table. ConfigError: an unknown key, one of another type, or one of `needed` is missing or empty."""
+    """The values of a table. ConfigError: an unknown key, one of another type, or a `needed` one missing or empty."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is invalid: must be a table")
     for key, value in values.items():
