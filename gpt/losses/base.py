@@ -84,6 +84,16 @@ class TokenValues(Protocol):
 
 
 @runtime_checkable
+class SeveralValues(Protocol):
+    """A loss with `n_values` numbers for each token, such as a logit for each category: its values are (b, t, c)."""
+
+    @property
+    def n_values(self) -> int:
+        """c."""
+        ...
+
+
+@runtime_checkable
 class TokenLikelihood(Protocol):
     """A loss whose mean over targets is the negative log-likelihood of a token, in nats."""
 

@@ -122,7 +122,9 @@ class MegatronEngine:
         assert not self.schedule.totals, "token_values after forward_backward"
         batch = batch.to(self.mesh.device)
         values = self.schedule.token_values(list(batch.split(self.settings.micro_batch_size)))
-        return torch.cat(values) if self.settings.layout.pipeline == 1 else from_last_stage(values, batch, self.mesh)
+        if self.settings.layout.pipeline == 1:
+            return torch.cat(values)
+        return from_last_stage(values, batch, self.mesh, loss=self.loss)
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """See gpt.training.engine.Engine. Memory: two parameters at a time."""

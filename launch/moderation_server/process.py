@@ -1,0 +1,77 @@
+"""Run the moderation server as a process: its address on standard output, its log on standard error, its signals."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Mapping
+
+from gpt.errors import ConfigError
+from launch.moderation_server.app import ANALYZE, HEALTH, MODERATIONS, log, serve
+from launch.moderation_server.batches import TextScorer
+from launch.moderation_server.limits import ServerLimits
+
+
+def run_server(
+    scorer: TextScorer,
+    *,
+    host: str,
+    port: int,
+    limits: ServerLimits,
+    attributes: Mapping[str, str],
+    key: str | None = None,
+    logs_requests: bool = False,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish the requests that have been accepted. A second Ctrl-C ends it at once.
+
+    ConfigError: the address cannot be used.
+    """
+    _log_to_stderr()
+
+    def ready(used: int) -> None:
+        shown = f"[{host}]" if ":" in host else host
+        print(f"moderation model {scorer.version} at http://{shown}:{used}", flush=True)
+        print(f"POST {MODERATIONS}, POST {ANALYZE}, GET {HEALTH}; stop with Ctrl-C", flush=True)
+
+    async def until_stopped() -> tuple[int, int]:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop, stop, number)
+        try:
+            service = await serve(
+                scorer,
+                host=host,
+                port=port,
+                limits=limits,
+                attributes=attributes,
+                stop=stop,
+                ready=ready,
+                key=key,
+                logs_requests=logs_requests,
+            )
+        except OSError as error:
+            raise ConfigError(f"--host {host} --port {port} cannot be used: {error.strerror}") from None
+        return service.answered, service.refused
+
+    answered, refused = asyncio.run(until_stopped())
+    print(f"stopped: {answered:,} requests answered, {refused:,} refused", flush=True)
+
+
+def _stop(stop: asyncio.Event, number: int) -> None:
+    if stop.is_set() and number == signal.SIGTERM:
+        return  # a supervisor may send it to the process and again to its group
+    if stop.is_set():
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    print("stopping: answering the requests that have been accepted", flush=True)
+    stop.set()
+
+
+def _log_to_stderr() -> None:
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
