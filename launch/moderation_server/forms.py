@@ -131,9 +131,7 @@ def attribute_names(categories: Sequence[str], given: Sequence[str]) -> dict[str
     return {**{category: category for category in categories if category not in found}, **found}
 
 
-def analyze_request(
-    body: Mapping[str, Any], attributes: Mapping[str, str], limits: ServerLimits
-) -> AnalyzeRequest:
+def analyze_request(body: Mapping[str, Any], attributes: Mapping[str, str], limits: ServerLimits) -> AnalyzeRequest:
     """Read `comment.text` and `requestedAttributes`. Refused: one is missing, or an attribute is unknown."""
     comment = body.get("comment")
     if not isinstance(comment, dict):

@@ -19,7 +19,7 @@ class Served:
 
     def __init__(self, command):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self.log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill and stop the server
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe that nobody reads would fill and stop the server
         self.process = subprocess.Popen(
             [sys.executable, *map(str, command)],
             stdout=subprocess.PIPE,

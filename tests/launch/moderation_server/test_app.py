@@ -3,7 +3,6 @@
 import http.client
 import json
 import random
-import signal
 import socket
 import time
 from pathlib import Path
@@ -57,7 +56,9 @@ def test_perspectives_form(server):
     assert status == 200
     score = {"value": pytest.approx(2 / 3), "type": "PROBABILITY"}
     assert found == {
-        "attributeScores": {"TOXICITY": {"spanScores": [{"begin": 0, "end": 3, "score": score}], "summaryScore": score}},
+        "attributeScores": {
+            "TOXICITY": {"spanScores": [{"begin": 0, "end": 3, "score": score}], "summaryScore": score}
+        },
         "languages": ["en"],
         "clientToken": "mine",
         "model": "rule-1",
@@ -229,22 +230,3 @@ def test_a_wrong_key_is_refused():
         assert server.ask(MODERATIONS, body, headers={"Authorization": "Bearer secret"})[0] == 200
         assert server.ask(f"{MODERATIONS}?key=secret", body)[0] == 200
         assert server.ask("/health")[0] == 200
-
-
-def test_sigterm_answers_what_was_accepted_and_takes_nothing_new():
-    with served([PROGRAM, 0, json.dumps({"pause_s": 0.3, "max_batch_bytes": 8})]) as server:
-        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
-        server.ask("/health", connection=kept)
-
-        def work(number):
-            if number < 8:
-                return server.ask(MODERATIONS, {"input": "aaab"})[0]
-            time.sleep(0.4)  # all eight wait in the queue by now
-            server.process.send_signal(signal.SIGTERM)
-            return None
-
-        assert in_threads(9, work)[:8] == [200] * 8
-        status, out, _ = server.stop()
-        assert status == 0
-        assert "stopping" in out
-        assert "8 requests answered" in out
