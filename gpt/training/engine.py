@@ -205,8 +205,9 @@ class Engine(Protocol):
     def token_values(self, batch: Batch) -> Tensor:
         """One number for each token of a batch, (n, t) in at least fp32 on the engine's device, without gradient.
 
-        Of a language model the log-probability of each target, of a scalar head its output; (n, t, c) if the loss is one
-        of gpt.losses.base.SeveralValues. See gpt.losses.base.TokenValues, which the objective's loss must implement. The same on all ranks of a data rank.
+        Of a language model the log-probability of each target, of a scalar head its output; (n, t, c) if the loss has
+        gpt.losses.base.SeveralValues. See gpt.losses.base.TokenValues, which the objective's loss must implement. The
+        same on all ranks of a data rank.
 
         An engine that trains runs the code of its training forward, in micro-batches of the same size. If these hold
         the same rows, the values equal those of the loss in the next `forward_backward`, bit for bit. Call it before
