@@ -16,6 +16,7 @@ class SFTConfig:
     kind: Literal["sft"] = "sft"
     """Predict the tokens of demonstrations that the stream `learned` marks with 1. A corpus without it, such as
     pre-training text, is learned everywhere."""
+    predicts_tokens: ClassVar[bool] = True
 
     def build(self, *, z_loss: float) -> "Objective":
         from gpt.post_training.sft import SFT

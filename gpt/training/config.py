@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from gpt.errors import ConfigError
 from gpt.health.spikes import SpikeConfig
@@ -236,8 +236,9 @@ def check_keep_best(checkpoint: CheckpointConfig, train: TrainConfig) -> None:
 class ObjectiveConfig(Protocol):
     """An [objective] section of any kind: a frozen dataclass in a module that does not import torch.
 
-    It may have a class variable `restarts_positions`. True says that a row holds several sequences, each with positions
-    from 0, and that `Objective.check_corpus` checks their lengths. data.seq_len may then exceed model.n_ctx.
+    It may have class variables. `restarts_positions`: a row holds several sequences, each with positions from 0, and
+    `Objective.check_corpus` checks their lengths, so that data.seq_len may exceed model.n_ctx. `predicts_tokens`: a
+    step is one forward and backward of the whole model with a vocabulary head, so that the planner knows its time.
     """
 
     @property
@@ -256,6 +257,7 @@ class NextTokenConfig:
 
     kind: Literal["next_token"] = "next_token"
     """Predict the next token."""
+    predicts_tokens: ClassVar[bool] = True
 
     def build(self, *, z_loss: float) -> "Objective":
         from gpt.training.objective import NextToken

@@ -140,6 +140,11 @@ class RunConfig:
         """See gpt.training.config.ObjectiveConfig."""
         return bool(getattr(self.objective, "restarts_positions", False))
 
+    @property
+    def predicts_tokens(self) -> bool:
+        """See gpt.training.config.ObjectiveConfig."""
+        return bool(getattr(self.objective, "predicts_tokens", False))
+
 
 def read_run_config(recipe: str, overrides: list[str]) -> RunConfig:
     """Read a recipe file, or a shipped recipe by its name, and apply the command line's overrides."""

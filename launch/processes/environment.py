@@ -236,10 +236,9 @@ def ray_cluster(address: str | None) -> str | None:
     return address
 
 
-def set_unless_set(settings: Mapping[str, str]) -> None:
-    """Set variables that the user has not set. Call it before the first use of the library that reads them."""
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
+def set_unless_set(settings: Mapping[str, str]) -> dict[str, str]:
+    """Set what is not set yet, before the first use of the library that reads it. Returns what had another value."""
+    return {name: found for name, value in settings.items() if (found := os.environ.setdefault(name, value)) != value}
 
 
 def make_libraries_deterministic() -> None:

@@ -75,11 +75,15 @@ def check_hardware(config: RunConfig, layout: Layout, device: torch.device) -> N
         )
 
 
-def prepare_gpu_libraries(run: RunSection) -> None:
-    """Set the variables that NCCL and cuBLAS read at their first use."""
-    set_unless_set(run.nccl)
+def prepare_gpu_libraries(run: RunSection) -> list[str]:
+    """Set what NCCL and cuBLAS read at their first use. Returns warnings of variables that had other values."""
+    kept = set_unless_set(run.nccl)
     if run.deterministic:
         make_libraries_deterministic()
+    return [
+        f"run.nccl.{name} = '{run.nccl[name]}' is not used: the ranks' environment has {name}={found}"
+        for name, found in kept.items()
+    ]
 
 
 def check_capability(precision: Precision, found: tuple[int, int]) -> None:

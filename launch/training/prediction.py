@@ -20,8 +20,6 @@ from parallel.planner.hardware.tables import Cluster, Stack, find, find_gpu, rea
 from parallel.planner.machine.profile import difference, read_profile
 from parallel.planner.step_time.step import step_time
 
-KINDS = ("next_token", "sft")  # of objectives whose step is one forward and backward of the whole model
-
 
 @dataclass(frozen=True)
 class KnownMachine:
@@ -85,7 +83,7 @@ def known_gpu(name: str, config: RunConfig, environment: ClusterEnvironment) -> 
 
 def predict(config: RunConfig, layout: Layout, machine: KnownMachine, *, peak: float) -> KeptPrediction | None:
     """Predict the run's full step, None if the planner does not model it. `peak`: FLOP/s of all devices, or 0."""
-    if config.objective.kind not in KINDS or config.parallel.engine != "native" or config.adapter is not None:
+    if not config.predicts_tokens or config.parallel.engine != "native" or config.adapter is not None:
         return None
     request = PlanRequest(
         config.model,

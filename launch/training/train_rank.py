@@ -151,11 +151,10 @@ def prepare(
     check_objective(config)
     if device.type == "cpu":
         keep_freed_memory()
-    else:
-        prepare_gpu_libraries(config.run)
+    notes = prepare_gpu_libraries(config.run) if device.type == "cuda" else []
     with ledger.span("start_up/data"):
         data, validation = open_data(config)
-        warnings = check_data(config, data, validation)
+        warnings = [*(("warning", note) for note in notes), *check_data(config, data, validation)]
         tokenizer = check_tokenizer(config)
     saved_state: dict[str, object] = {
         "config": as_dict(config),

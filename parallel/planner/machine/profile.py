@@ -190,6 +190,13 @@ def read_profile(path: Path) -> MachineProfile:
     except OSError as error:
         raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
     tables = [_tables(each) for each in table["by_ranks"]]
+    for each in tables:
+        empty = [name for name in ROWS if not getattr(each, name) and (name != "collectives" or each.ranks > 1)]
+        if empty:
+            raise ConfigError(
+                f"{path} is invalid: its table '{empty[0]}' of {each.ranks} ranks is empty. Measure again: triaxial "
+                f"doctor --measure"
+            )
     machine = MachineIdentity(**{f.name: table["machine"][f.name] for f in fields(MachineIdentity)})
     return MachineProfile(machine, table["measured_at"], table["elapsed_s"], table["memory_bytes"], tuple(tables))
 

@@ -40,7 +40,8 @@ def test_variables_of_nccl_come_from_the_recipe_unless_they_are_set(monkeypatch,
     monkeypatch.setenv("NCCL_IB_HCA", "mine")
     monkeypatch.setenv("NCCL_MIN_CTAS", "")  # so that its value after this test is the one before
     monkeypatch.delenv("NCCL_MIN_CTAS")
-    prepare_gpu_libraries(RunSection(tmp_path, nccl={"NCCL_IB_HCA": "mlx5", "NCCL_MIN_CTAS": "8"}))
+    (warning,) = prepare_gpu_libraries(RunSection(tmp_path, nccl={"NCCL_IB_HCA": "mlx5", "NCCL_MIN_CTAS": "8"}))
+    assert "run.nccl.NCCL_IB_HCA = 'mlx5' is not used: the ranks' environment has NCCL_IB_HCA=mine" in warning
     assert (os.environ["NCCL_IB_HCA"], os.environ["NCCL_MIN_CTAS"]) == ("mine", "8")
     with pytest.raises(ConfigError, match=r"run.nccl.LD_PRELOAD is invalid: not a variable of NCCL. Use names that"):
         RunSection(tmp_path, nccl={"LD_PRELOAD": "x.so"})

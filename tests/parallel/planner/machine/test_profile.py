@@ -44,6 +44,7 @@ def test_a_damaged_file_or_another_version_is_one_line(tmp_path):
         ({"machine": {}}, r"damaged: machine\.cpu is missing"),
         ({"by_ranks": [{**table["by_ranks"][0], "ranks": -1}]}, r"by_ranks\[0\]\.ranks = -1"),
         ({"by_ranks": [{**table["by_ranks"][0], "products": [no_time]}]}, r"products\[0\]\.seconds = 0\.0"),
+        ({"by_ranks": [{**table["by_ranks"][0], "samples": []}]}, "its table 'samples' of 1 ranks is empty"),
     ):
         path.write_text(json.dumps({**table, **change}))
         with pytest.raises(ConfigError, match=words) as caught:
