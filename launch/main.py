@@ -83,7 +83,11 @@ COMMANDS = {
     ),
     "moderate taxonomy": (
         "launch.commands.moderate.taxonomy",
-        "check the categories of a moderation system, and show them",
+        "check the categories of a moderation system, show them to labellers, migrate labels",
+    ),
+    "moderate labels": (
+        "launch.commands.moderate.labels",
+        "read labelled texts of any form, merge labellers and count labels",
     ),
     "convert": ("launch.commands.convert", "convert a model to or from another library's format"),
     "parity": ("launch.commands.parity", "show that a recipe trains the same model on every layout"),

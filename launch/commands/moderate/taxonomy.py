@@ -1,27 +1,79 @@
-"""`triaxial moderate taxonomy`: check a taxonomy, and show its categories."""
+"""`triaxial moderate taxonomy`: check a taxonomy, write its page for labellers, or migrate labels to the next one."""
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from gpt.errors import escaped
+from gpt.errors import ConfigError, escaped
+from gpt.files.atomic import replace_file
+from gpt.moderation.label_files import LabelCounts, read_labelled, write_labelled
+from gpt.moderation.migration import check_complete, migrated
 from gpt.moderation.taxonomy import Taxonomy, read_taxonomy
+from launch.labelling.instructions import instructions_page
 from launch.processes.terminal import table_console
+
+_FILE = "a TOML file, or the name of a shipped one: moderation_openai"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     check = actions.add_parser("check", help="check a taxonomy, and show its categories")
-    check.add_argument("taxonomy", type=Path, help="a TOML file, or the name of a shipped one: moderation_openai")
+    check.add_argument("taxonomy", type=Path, help=_FILE)
+    check.add_argument("--before", type=Path, metavar="FILE", help="the version before: check that all of it migrates")
+    page = actions.add_parser("page", help="write the instructions for labellers as an HTML page")
+    page.add_argument("taxonomy", type=Path, help=_FILE)
+    page.add_argument("--output", type=Path, required=True, metavar="FILE.html")
+    migrate = actions.add_parser("migrate", help="turn a file of labels into labels of a later version")
+    migrate.add_argument("labels", type=Path, help="a file of labelled texts")
+    migrate.add_argument(
+        "--versions",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="the taxonomy of the labels, then each later version in its order",
+    )
+    migrate.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.action == "migrate":
+        return _migrate(args)
     taxonomy = read_taxonomy(args.taxonomy)
+    if args.action == "page":
+        replace_file(args.output, instructions_page(taxonomy))
+        print(f"wrote {args.output}")
+        return 0
+    if args.before is not None:
+        check_complete(read_taxonomy(args.before), taxonomy)
     table_console().print(categories_table(taxonomy))
     print(f"{escaped(taxonomy.label)}: {len(taxonomy.ids)} categories, digest {taxonomy.digest[:16]}")
+    return 0
+
+
+def _migrate(args: argparse.Namespace) -> int:
+    versions = [read_taxonomy(path) for path in args.versions]
+    if len(versions) < 2:
+        raise ConfigError("--versions needs two files or more. Give the taxonomy of the labels, then the next version")
+    for old, new in pairwise(versions):
+        check_complete(old, new)
+    counts = LabelCounts()
+    texts = list(read_labelled(args.labels, versions[0], counts=counts))
+    before = sum(len(one.labels) for one in texts)
+    for version in versions[1:]:
+        texts = migrated(texts, version)
+    write_labelled(args.output, texts, versions[-1])
+    after = sum(len(one.labels) for one in texts)
+    print(
+        f"{escaped(versions[0].label)} to {escaped(versions[-1].label)}: {len(texts):,} texts, {before:,} known labels "
+        f"before, {after:,} after"
+    )
+    if counts.without_text:
+        print(f"note: {counts.without_text:,} records without a text are left out")
     return 0
 
 

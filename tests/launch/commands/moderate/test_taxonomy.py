@@ -1,5 +1,7 @@
 """`triaxial moderate taxonomy`: the table of categories, and mistakes in one line."""
 
+import json
+
 from launch.main import main
 
 
@@ -21,3 +23,33 @@ def test_a_cycle_is_one_line_and_status_2(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "cycle" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def versions(tmp_path):
+    head = '[[category]]\ntitle = "t"\ndefinition = "d"\n'
+    (tmp_path / "v1.toml").write_text(f'name = "x"\nversion = 1\n{head}id = "a"\n{head}id = "b"\n')
+    (tmp_path / "v2.toml").write_text(
+        f'name = "x"\nversion = 2\n{head}id = "c"\n[migration]\nfrom = 1\nmerged = {{c = ["a", "b"]}}\n'
+    )
+    return str(tmp_path / "v1.toml"), str(tmp_path / "v2.toml")
+
+
+def test_a_file_of_labels_migrates(tmp_path, capsys):
+    one, two = versions(tmp_path)
+    lines = [{"text": "t", "labels": {"a": 1}, "taxonomy": "x 1"}, {"text": "u", "labels": {"a": 0}, "labeller": "ana"}]
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["moderate", "taxonomy", "migrate", str(tmp_path / "l.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    assert main([*words, "--versions", one, two]) == 0
+    assert "x 1 to x 2: 2 texts, 2 known labels before, 1 after" in capsys.readouterr().out
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(line["labels"], line["taxonomy"]) for line in found] == [({"c": 1}, "x 2"), ({}, "x 2")]
+    assert found[1]["labeller"] == "ana"
+    assert main([*words, "--versions", two, one]) == 2
+    assert main([*words, "--versions", one]) == 2
+    assert main(["moderate", "taxonomy", "check", two, "--before", one]) == 0
+
+
+def test_the_page_is_written(tmp_path):
+    page = tmp_path / "page.html"
+    assert main(["moderate", "taxonomy", "page", "moderation_openai", "--output", str(page)]) == 0
+    assert page.read_text().startswith("<!doctype html>")
