@@ -156,7 +156,8 @@ def summary_lines(found: Account) -> list[str]:
     if shares:
         lines.append(f"time: {shares}")
     if found.repeated_steps:
-        lines.append(f"time: {found.repeated_steps:,} steps were lost and repeated")
+        n = found.repeated_steps
+        lines.append(f"time: {n:,} step{'s were' if n > 1 else ' was'} lost and repeated")
     return lines
 
 

@@ -202,6 +202,11 @@ def human_count(n: float) -> str:
     return f"{n:,.2f}T"
 
 
+def counted(n: int, noun: str) -> str:
+    """A number and its noun, in the plural unless there is one: 1 step, 2,000 steps."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def human_duration(seconds: float) -> str:
     """Format a duration with its two largest units: 7s, 2m 13s, 5h 04m, 3d 11h."""
     minutes, second = divmod(round(seconds), 60)

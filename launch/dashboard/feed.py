@@ -31,6 +31,7 @@ from launch.runs.metrics_takes import MetricsTakes
 from launch.runs.prediction import PREDICTION, prediction_of
 from launch.runs.sampled_lines import records_between, some_records
 from launch.runs.series import Series, Take, settle, thinned
+from launch.runs.software import SOFTWARE
 
 SAMPLED = 3000  # lines of metrics.jsonl for the first picture
 LOOK_S = 2.0  # between two looks at a file that grows, and before the first, so that the first picture comes sooner
@@ -124,6 +125,7 @@ class RunFeed:
             config=read_table(self.directory / CONFIG, problems),
             summary=read_table(self.directory / SUMMARY, problems),
             prediction=prediction_of(read_table(self.directory / PREDICTION, problems)),
+            software=read_table(self.directory / SOFTWARE, problems),
             problems=problems,
         )
 

@@ -1,7 +1,5 @@
 """The JSON that a page gets of a run: facts, configuration, events, samples and series."""
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,30 +13,17 @@ from gpt.post_training.analysis.diagnosis import diagnose
 from launch.config.recipe import build, without_none
 from launch.dashboard.feed import RunFeed, tokens_of
 from launch.reports.facts import headline, meaning_of, status, text_of, time_text, word_of
-from launch.reports.memory import OF_MACHINE, OF_RANK
 from launch.reports.policy_health import PREFIXES, fault_record, policy_metrics, policy_prefix
+from launch.reports.tables import layout_of, settings_of
+from launch.runs.figures import RUN_FIGURES, RunFigure, label_of
 from launch.runs.history import RunHistory
 from launch.runs.sampled_lines import sampled_texts
 from launch.runs.series import Series
 
+POLICY_FIGURES = tuple(RunFigure(band.title, rf"({'|'.join(PREFIXES)}){band.metric}") for band in BANDS)
 MAX_EVENTS = 2000
 SAMPLES = 200  # spread over the run, besides the newest
 DIGITS = 6  # of a value in a series: a picture shows fewer
-
-# Figures that a page always draws: title, and a pattern of the metrics in it. A run without the metrics has no figure.
-FIGURES = (
-    *((band.title, rf"({'|'.join(PREFIXES)}){band.metric}") for band in BANDS),
-    ("Loss, nats a token", r"loss|validation/.*/loss"),
-    ("Gradient norm, before clipping", "gradient_norm"),
-    ("Learning rate", "learning_rate"),
-    ("Tokens a second", "tokens_per_s"),
-    ("Model FLOP utilisation", "mfu"),
-    ("Memory of the main rank", "|".join(OF_RANK)),
-    ("Memory in use on its machine", OF_MACHINE),
-    ("Tokens a step", "step_tokens"),
-    ("Goodput since the start of the run", "goodput"),
-    ("Few-shot tasks", "few_shot/.*"),
-)
 
 
 def run_data(feed: RunFeed, *, now: float) -> dict[str, Any]:
@@ -52,10 +37,14 @@ def run_data(feed: RunFeed, *, now: float) -> dict[str, Any]:
         "status": status(history, now=now),
         "problems": history.problems,
         "tiles": headline(history),
-        "config": dict(flat(history.config)),
+        "config": dict(settings_of(history)),
         "layout": layout_of(history),
         "metrics": names,
-        "figures": {title: [n for n in names if re.fullmatch(pattern, n)] for title, pattern in FIGURES},
+        "figures": [
+            {"title": one.title, "names": one.names(names), "number": one.number, "from_zero": one.from_zero}
+            for one in (*POLICY_FIGURES, *RUN_FIGURES)
+        ],
+        "labels": {name: label_of(name) for name in names},
         "bands": bands_of(history),
         "faults": [fault_record(fault) for fault in diagnose(policy_metrics(history.metrics))],
         "events": events_of(history),
@@ -82,26 +71,6 @@ def series_data(series: Series | None) -> dict[str, list[float]]:
 
 def _rounded(values: NDArray[np.float64]) -> list[float]:
     return [float(f"{value:.{DIGITS}g}") for value in values.tolist()]
-
-
-def flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """The keys of a configuration with dots, and their values as text."""
-    found: list[tuple[str, str]] = []
-    for key, value in table.items():
-        if isinstance(value, dict):
-            found += flat(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", "" if value is None else str(value)))
-    return found
-
-
-def layout_of(history: RunHistory) -> dict[str, int]:
-    """Sizes of the three axes; those that a damaged or older configuration lacks are 1."""
-    sizes = {axis: history.setting("parallel", axis) for axis in ("tensor", "pipeline")}
-    whole = {axis: size if isinstance(size, int) and 1 <= size <= 4096 else 1 for axis, size in sizes.items()}
-    ranks = history.account.processes[-1].world_size if history.account and history.account.processes else 0
-    model = whole["tensor"] * whole["pipeline"]
-    return {**whole, "data": max(1, ranks // model), "ranks": ranks or model}
 
 
 def events_of(history: RunHistory) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from launch.dashboard.feed import RunFeed
-from launch.dashboard.page import plotting_script, served_page
+from launch.dashboard.page import served_page
 from launch.dashboard.run_data import run_data, series_data
 from launch.reports.page import report_page
 from launch.runs.history import read_history
@@ -37,7 +37,6 @@ class Dashboard(ThreadingHTTPServer):
         self.feeds = [RunFeed(directory) for directory in directories]
         self.token = secrets.token_urlsafe(18)
         self._stop = threading.Event()
-        self.script = plotting_script().encode()
         super().__init__(("127.0.0.1", port), _Handler)
         for feed in self.feeds:
             threading.Thread(target=feed.follow, args=(self._stop,), daemon=True).start()
@@ -73,7 +72,6 @@ class _Handler(BaseHTTPRequestHandler):
             return
         answers: dict[str, Callable[[dict[str, str]], None]] = {
             "": self._page,
-            "plotly.js": self._script,
             "runs.json": self._runs,
             "series.json": self._series,
             "report.html": self._report,
@@ -92,9 +90,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _page(self, query: dict[str, str]) -> None:
         self._send(served_page().encode(), "text/html; charset=utf-8")
-
-    def _script(self, query: dict[str, str]) -> None:
-        self._send(self.server.script, "text/javascript; charset=utf-8")
 
     def _runs(self, query: dict[str, str]) -> None:
         """All runs, or only the versions of their data, which a page asks for again and again."""

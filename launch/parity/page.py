@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
+from gpt.telemetry.screen import counted
 from launch.parity.plot import draw_differences
 from launch.parity.report import ParityReport, Row, cells, headers, largest, row_failures, verdict
 from launch.reports.style import run_page
@@ -25,8 +26,8 @@ def parity_page(report: ParityReport, *, recipe: str) -> str:
     body = [
         _STYLE,
         f"<h1>{escape(title)}</h1>",
-        f"<p class=note>{report.steps:,} steps in {escape(report.precision)} on each layout, compared with one "
-        f"process. Differences are relative. Recipe: {escape(recipe)}</p>",
+        f"<p class=note>{counted(report.steps, 'step')} in {escape(report.precision)} on each layout, compared with "
+        f"one process. Differences are relative. Recipe: {escape(recipe)}</p>",
         f"<p{' class=problem' if report.failures else ''}><b>{escape(verdict(report))}</b></p>",
         *(f"<p class=problem>{escape(failure.splitlines()[0])}</p>" for failure in report.failures),
         f"<figure>{draw_differences(report)}</figure>",

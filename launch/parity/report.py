@@ -11,6 +11,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from gpt.telemetry.screen import counted
 from launch.parity.gradients import gradient_differences
 from launch.parity.ranks import LATER_STEPS, LayoutResult
 from launch.processes.terminal import SafeConsole
@@ -165,8 +166,8 @@ def print_report(report: ParityReport) -> None:
     """Print the table of layouts, then the skipped layouts with the reason."""
     console = SafeConsole(width=None if sys.stdout.isatty() else 200)  # wide enough for whole rows in a log
     title = (
-        f"{len(report.rows)} layouts against one process: {report.steps} steps in {report.precision}; differences are "
-        f"relative, maximum over all steps"
+        f"{counted(len(report.rows), 'layout')} against one process: {counted(report.steps, 'step')} in "
+        f"{report.precision}; differences are relative, maximum over all steps"
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     first, *others = headers(report)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -13,7 +14,7 @@ from gpt.telemetry.screen import human_count
 from gpt.training.objective import Objective
 from launch.config.objectives import program_of
 from launch.config.run_config import RunConfig
-from launch.processes.local_ranks import fork_server
+from launch.processes.local_ranks import fork_server, signals_unwind
 from launch.processes.terminal import work_progress
 from launch.reports.written import json_destination
 from launch.training.build import build_objective
@@ -54,14 +55,20 @@ def measure(settings: EngineSettings, objective: Objective, ranks: list[int], *,
             return [work(rank=ranks[0])]
     context = fork_server(["parallel.planner.dry_run"])  # torch is imported once
     at_once = min(len(ranks), os.cpu_count() or 1)
-    with ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1) as pool:
-        jobs = [pool.submit(work, rank=rank) for rank in ranks]
-        with work_progress() as progress:
-            progress.start(f"measuring {len(ranks)} kinds of ranks", total=len(ranks))
-            for job in as_completed(jobs):
-                job.result()
-                progress.advance()
-        return [job.result() for job in jobs]
+    with signals_unwind(), ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1) as pool:
+        try:
+            jobs = [pool.submit(work, rank=rank) for rank in ranks]
+            with work_progress() as progress:
+                progress.start(f"measuring {len(ranks)} kinds of ranks", total=len(ranks))
+                for job in as_completed(jobs):
+                    job.result()
+                    progress.advance()
+            return [job.result() for job in jobs]
+        except BaseException:  # a signal too: the pool would wait for its workers
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def ranks_to_show(settings: EngineSettings) -> dict[int, tuple[int, ...]]:

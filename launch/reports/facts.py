@@ -11,9 +11,10 @@ import numpy as np
 from gpt.post_training.analysis.diagnosis import diagnose
 from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.goodput import NAMES, ProcessTime
-from gpt.telemetry.screen import human_count, human_duration
-from launch.reports.memory import OF_MACHINE, growth, memory_trends
+from gpt.telemetry.screen import counted, human_count, human_duration
+from launch.reports.memory import growth, memory_trends
 from launch.reports.policy_health import fault_record, policy_metrics, policy_prefix
+from launch.runs.figures import OF_MACHINE
 from launch.runs.history import Event, RunHistory
 from launch.runs.prediction import PredictedFigure, compared_figures
 
@@ -100,7 +101,7 @@ def headline(history: RunHistory) -> list[tuple[str, str, str]]:
         share = f"{seen / total:.1%} of {human_count(total)}" if isinstance(total, int) and total > 0 else ""
         found.append(("tokens", human_count(seen), share))
     if (loss := recent(history, "loss")) is not None:
-        found.append(("loss", f"{loss:.4f}", f"median of the last {n_recent(history, 'loss')} logged steps"))
+        found.append(("loss", f"{loss:.4f}", _median_of(n_recent(history, "loss"))))
     for name, value in validation_losses(history).items():
         found.append((f"validation loss, {name}", f"{value:.4f}", "newest"))
     found += policy_figures(history)
@@ -122,12 +123,16 @@ def headline(history: RunHistory) -> list[tuple[str, str, str]]:
     if history.account is not None:
         account = history.account
         found.append(("goodput", f"{account.goodput:.1%}", f"of {human_duration(account.wall_s)}"))
-        lost = f"{account.repeated_steps:,} steps repeated" if account.repeated_steps else ""
+        lost = f"{counted(account.repeated_steps, 'step')} repeated" if account.repeated_steps else ""
         found.append(("restarts", f"{len(account.processes) - 1:,}", lost))
     faults = sum(meaning_of(event.kind) == "fault" for event in history.events)
     if history.events:
         found.append(("faults", f"{faults:,}", "") if faults else ("faults", "none", ""))
     return found
+
+
+def _median_of(n: int) -> str:
+    return "of the only logged step" if n == 1 else f"median of the last {n} logged steps"
 
 
 def validation_losses(history: RunHistory) -> dict[str, float]:

@@ -2,16 +2,10 @@
 
 import numpy as np
 
+from launch.runs.figures import OF_MACHINE, OF_RANK
 from launch.runs.history import RunHistory
 from launch.runs.series import Series
 
-OF_RANK = {  # metric -> its name in a figure
-    "peak_memory_bytes": "peak",
-    "memory/resident_bytes": "resident",
-    "memory/gpu_allocated_bytes": "GPU, tensors",
-    "memory/gpu_reserved_bytes": "GPU, with torch's cache",
-}
-OF_MACHINE = "memory/machine_used_bytes"
 # A leak shows in the first one that a run has: the peak also grows when only the largest batch does.
 _TRENDS = {
     "memory/gpu_allocated_bytes": "allocated GPU memory",

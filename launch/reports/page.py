@@ -3,23 +3,33 @@
 The page has no script and needs no network. Everything that comes from the run's files is escaped.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from gpt.telemetry.goodput import NAMES, Account
 from gpt.telemetry.screen import human_count
 from launch.reports.facts import headline, meaning_of, seconds_text, status, time_text
-from launch.reports.memory import OF_MACHINE, OF_RANK
 from launch.reports.plots import Mark, PlotLine, figure
+from launch.reports.policy_health import policy_prefix
 from launch.reports.policy_page import policy_part
 from launch.reports.style import TIME_COLOURS, run_page
-from launch.reports.tables import checkpoints_part, events_part, prediction_part, processes_part
+from launch.reports.tables import (
+    checkpoints_part,
+    events_part,
+    layout_part,
+    prediction_part,
+    processes_part,
+    samples_part,
+    settings_part,
+)
+from launch.runs.figures import RUN_FIGURES, Number, RunFigure, label_of
 from launch.runs.history import RunHistory
-from launch.runs.metrics_takes import STEP_TOKENS
 from launch.runs.series import runs_without_gaps
 
 MAX_LOST = 40  # superseded attempts that are drawn; the newest
-VALIDATION_COLOURS = 6  # s1 to s6; s0 is the training loss
+MAX_LINES = 7  # of a figure, in the colours s0 to s6
+DOTTED = ("validation/", "few_shot/")  # metrics with few points
 
 
 def report_page(history: RunHistory, *, now: float) -> str:
@@ -33,11 +43,14 @@ def report_page(history: RunHistory, *, now: float) -> str:
         _tiles(history),
         policy_part(history, event_marks(history)),
         _plots(history),
+        samples_part(history) if policy_prefix(history.metrics) is None else "",
         prediction_part(history),
         *(_time(history.account) if history.account is not None else []),
         events_part(history),
         checkpoints_part(history),
         processes_part(history.account.processes) if history.account is not None else "",
+        layout_part(history),
+        settings_part(history),
     ]
     return run_page(f"{name}: training run", "\n".join(part for part in body if part))
 
@@ -59,22 +72,7 @@ def _plots(history: RunHistory) -> str:
         return ""
     steps = (int(min(series.steps[0] for series in found)), history.last_step)
     marks = event_marks(history)
-    (unit, memory), (unit_used, used) = _memory(history, OF_RANK), _memory(history, {OF_MACHINE: "in use"})
-    figures = [
-        figure(title, lines, marks=marks, steps=steps, number=number, from_zero=from_zero)
-        for title, lines, number, from_zero in (
-            ("Loss, nats a token", _loss_lines(history), _plain, False),
-            ("Gradient norm, before clipping", _lines(history, "gradient_norm"), _plain, False),
-            ("Learning rate", _lines(history, "learning_rate"), _scientific, True),
-            ("Tokens a second", _lines(history, "tokens_per_s"), human_count, True),
-            ("Model FLOP utilisation", _lines(history, "mfu"), _percent, True),
-            (f"Memory of the main rank, {unit}", memory, _plain, True),
-            (f"Memory in use on its machine, {unit_used}", used, _plain, True),
-            ("Batch, tokens a step", _batch_lines(history), human_count, True),
-            ("Goodput since the start of the run", _lines(history, "goodput"), _percent, True),
-        )
-        if lines
-    ]
+    figures = [_figure(history, one, marks, steps) for one in RUN_FIGURES if one.names(history.metrics)]
     kinds = dict.fromkeys(mark.kind for mark in marks)
     key = "".join(f"<span class=key><i class={kind}></i>{_KIND_WORDS[kind]}</span>" for kind in kinds)
     if history.superseded:
@@ -92,44 +90,30 @@ _KIND_WORDS = {
 }
 
 
-def _lines(history: RunHistory, name: str) -> list[PlotLine]:
-    """A metric, drawn over its superseded parts."""
-    if name not in history.metrics:
-        return []
-    lost = [part for take in history.superseded if name in take for part in runs_without_gaps(take[name])]
-    return [
-        *(PlotLine("repeated later", series, "lost") for series in lost[-MAX_LOST:]),
-        PlotLine(name, history.metrics[name], "s0"),
+def _figure(history: RunHistory, one: RunFigure, marks: Sequence[Mark], steps: tuple[int, int]) -> str:
+    """A figure of the metrics that the run has, over the parts of the first one that were repeated later."""
+    names = one.names(history.metrics)
+    unit, size = _memory_unit(history, names) if one.number == "memory" else ("", 1)
+    lost = [part for take in history.superseded if names[0] in take for part in runs_without_gaps(take[names[0]])]
+    lines = [PlotLine("repeated later", series.scaled(1 / size), "lost") for series in lost[-MAX_LOST:]] + [
+        PlotLine(label_of(name), history.metrics[name].scaled(1 / size), f"s{i}", dots=name.startswith(DOTTED))
+        for i, name in enumerate(names[:MAX_LINES])
     ]
-
-
-def _loss_lines(history: RunHistory) -> list[PlotLine]:
-    names = [name for name in history.metrics if name.startswith("validation/") and name.endswith("/loss")]
-    training = [PlotLine("training", line.series, line.colour) if line.colour == "s0" else line
-                for line in _lines(history, "loss")]  # fmt: skip
-    return training + [
-        PlotLine(name.removesuffix("/loss"), history.metrics[name], f"s{i}", dots=True)
-        for i, name in enumerate(names[:VALIDATION_COLOURS], 1)
-    ]
-
-
-def _batch_lines(history: RunHistory) -> list[PlotLine]:
-    """Tokens of each step: its speed times its duration."""
-    return [PlotLine("batch", history.metrics[STEP_TOKENS], "s0")] if STEP_TOKENS in history.metrics else []
-
-
-def _memory(history: RunHistory, names: Mapping[str, str]) -> tuple[str, list[PlotLine]]:
-    """Metrics of memory in GiB or MiB, chosen by their maximum, so that the axis has round numbers."""
-    lines = [
-        PlotLine(line.name if line.colour == "lost" else title, line.series, line.colour if i == 0 else f"s{i}")
-        for i, (name, title) in enumerate((name, title) for name, title in names.items() if name in history.metrics)
-        for line in _lines(history, name)
-        if i == 0 or line.colour != "lost"
-    ]
-    unit, size = (
-        ("GiB", 2**30) if max((line.series.extremes[1].max() for line in lines), default=0) >= 2**30 else ("MiB", 2**20)
+    return figure(
+        f"{one.title}, {unit}" if unit else one.title,
+        lines,
+        marks=marks,
+        steps=steps,
+        number=NUMBERS[one.number],
+        from_zero=one.from_zero,
+        note=f"{len(names) - MAX_LINES:,} more, on the live page" if len(names) > MAX_LINES else "",
     )
-    return unit, [PlotLine(line.name, line.series.scaled(1 / size), line.colour) for line in lines]
+
+
+def _memory_unit(history: RunHistory, names: Sequence[str]) -> tuple[str, int]:
+    """GiB or MiB, chosen by the maximum, so that the axis has round numbers."""
+    largest = max(history.metrics[name].extremes[1].max() for name in names)
+    return ("GiB", 2**30) if largest >= 2**30 else ("MiB", 2**20)
 
 
 def event_marks(history: RunHistory) -> list[Mark]:
@@ -155,8 +139,22 @@ def _scientific(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-") if value else "0"
 
 
+def _count(value: float) -> str:
+    text = human_count(value)
+    return text.replace(".00", "") if ".00" in text else re.sub(r"(\.\d)0(?=\D)", r"\1", text)
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.3g}%"
+
+
+NUMBERS: Mapping[Number, Callable[[float], str]] = {
+    "plain": _plain,
+    "memory": _plain,
+    "scientific": _scientific,
+    "percent": _percent,
+    "count": _count,
+}
 
 
 # ---- time ------------------------------------------------------------------------------------------------------------

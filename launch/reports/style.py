@@ -53,6 +53,13 @@ i.lost { opacity: .4 }
 .prompted { white-space: pre-wrap; overflow-wrap: anywhere; margin: .6rem 0 .2rem; font-weight: 600; max-height: 9rem;
   overflow: auto }
 
+.sample { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0 1rem; padding: .5rem .8rem;
+  background: var(--card); border-left: 3px solid var(--c) } .sample b { color: var(--soft); font-weight: 600 }
+.layout { display: inline-block; margin: .4rem 1.6rem .4rem 0; vertical-align: top }
+.layout table { min-width: 0 }
+.layout td { border: 1px solid var(--line); text-align: center; padding: .2rem .5rem; background: var(--card) }
+summary { color: var(--soft); cursor: pointer; margin: .3rem 0 }
+
 .share { display: flex; height: 1.7rem; border-radius: 6px; overflow: hidden; margin: .7rem 0 .4rem }
 .share div { overflow: hidden; color: #fff; font-size: .8rem; line-height: 1.7rem; padding-left: .4rem;
   text-overflow: ellipsis; white-space: nowrap }

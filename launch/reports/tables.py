@@ -1,8 +1,12 @@
-"""The tables of a run's page: prediction, events, checkpoints, processes. What comes from files is escaped."""
+"""The tables of a run's page: prediction, events, checkpoints, processes, samples, layout, configuration.
+
+Everything that comes from files is escaped.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from gpt.telemetry.goodput import ProcessTime
 from gpt.telemetry.screen import human_duration
@@ -19,8 +23,11 @@ from launch.reports.facts import (
 )
 from launch.runs.history import Event, RunHistory
 from launch.runs.prediction import KeptPrediction, PredictedFigure, compared_figures
+from launch.runs.sampled_lines import sampled_texts
 
 MAX_ROWS = 200  # of a table: the newest ones
+SHOWN_SAMPLES, MAX_SAMPLE = 8, 4000  # texts, and characters of one
+MAX_COPIES, MAX_STAGES, MAX_SPLITS = 4, 16, 8  # ranks in the picture of a layout, along each axis
 
 
 def prediction_part(history: RunHistory) -> str:
@@ -166,3 +173,85 @@ def processes_part(processes: Sequence[ProcessTime]) -> str:
     names = ("", "started", "host", "ranks", "steps", "down before", "start-up", "first step", "ran for")
     strip = _strip(processes) if len(processes) > 1 else ""
     return f"<h2>Processes</h2><p class=note>{escape(note)}</p>{strip}{_table(names, rows, len(processes))}"
+
+
+# ---- what the run was started with -----------------------------------------------------------------------------------
+
+
+def settings_of(history: RunHistory) -> list[tuple[str, str]]:
+    """The versions and the configuration of a run: keys with dots, and their values as text."""
+    return flat({"software": history.software}) + flat(history.config)
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """The keys of a configuration with dots, and their values as text."""
+    found: list[tuple[str, str]] = []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found += flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", "" if value is None else str(value)))
+    return found
+
+
+def settings_part(history: RunHistory) -> str:
+    """All settings, folded; commit and versions stand above them. "" if the run kept neither."""
+    settings = settings_of(history)
+    if not settings:
+        return ""
+    rows = [f"<tr><td class=word>{escape(key)}</td><td class=text>{escape(value)}</td></tr>" for key, value in settings]
+    versions = ", ".join(f"{key} {value}" for key, value in flat(history.software))
+    note = f"<p class=note>{escape(versions)}</p>" if versions else ""
+    count = f"{len(settings):,} setting{'' if len(settings) == 1 else 's'}"
+    table = f"<div class=scroll><table>{''.join(rows)}</table></div>"
+    return f"<h2>Configuration</h2>{note}<details><summary>{count}</summary>{table}</details>"
+
+
+def layout_of(history: RunHistory) -> dict[str, int]:
+    """Sizes of the three axes; those that a damaged or older configuration lacks are 1."""
+    sizes = {axis: history.setting("parallel", axis) for axis in ("tensor", "pipeline")}
+    whole = {axis: size if isinstance(size, int) and 1 <= size <= 4096 else 1 for axis, size in sizes.items()}
+    ranks = history.account.processes[-1].world_size if history.account and history.account.processes else 0
+    model = whole["tensor"] * whole["pipeline"]
+    return {**whole, "data": max(1, ranks // model), "ranks": ranks or model}
+
+
+def layout_part(history: RunHistory) -> str:
+    """The ranks as a picture: a row for each copy of the model, a column for each part of it."""
+    if not history.config:
+        return ""
+    layout = layout_of(history)
+    tensor, pipeline, data, ranks = (layout[name] for name in ("tensor", "pipeline", "data", "ranks"))
+    rows, stages, splits = min(data, MAX_COPIES), min(pipeline, MAX_STAGES), min(tensor, MAX_SPLITS)
+    cells = [
+        "".join(f"<td>{(p * data + d) * tensor + t}</td>" for p in range(stages) for t in range(splits))
+        for d in range(rows)
+    ]
+    cut = " (a part of it)" if (rows, stages, splits) != (data, pipeline, tensor) else ""
+    note = "Each cell is a rank: a row for each copy of the model, a column for each part of it."
+    return (
+        f"<h2>Layout</h2><p class=note>{note}</p><div class=layout><h3>{ranks:,} rank{'' if ranks == 1 else 's'}</h3>"
+        f"<p class=note>tensor {tensor} x pipeline {pipeline} x data {data}{cut}</p>"
+        f"<div class=scroll><table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table></div></div>"
+    )
+
+
+def samples_part(history: RunHistory) -> str:
+    """Texts of a few steps: the newest, and others spread over the run. The prompts take turns."""
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for record in sampled_texts(history.directory, MAX_ROWS):
+        by_step.setdefault(record["step"], []).append(record)
+    every = -(-len(by_step) // SHOWN_SAMPLES) or 1
+    shown = list(by_step.items())[::-1][::every][::-1]
+    if not shown:
+        return ""
+    texts = [_sample(step, records[n % len(records)]) for n, (step, records) in enumerate(shown)]
+    note = "Texts that the model wrote during training, spread over the run; the prompt comes first."
+    return f"<h2>Samples</h2><p class=note>{note}</p>{''.join(texts)}"
+
+
+def _sample(step: int, record: Mapping[str, Any]) -> str:
+    prompt, written = record["prompt"], record["text"].removeprefix(record["prompt"])
+    more = " ..." if len(written) > MAX_SAMPLE else ""
+    text = f"<b>{escape(prompt[:MAX_SAMPLE])}</b>{escape(written[:MAX_SAMPLE])}{more}"
+    return f"<h3>step {step:,}</h3><div class='sample s0'>{text}</div>"

@@ -18,6 +18,7 @@ from launch.processes.restarts import last_logged_step
 from launch.runs.metrics_takes import MetricsTakes
 from launch.runs.prediction import PREDICTION, KeptPrediction, prediction_of
 from launch.runs.series import Take, settle
+from launch.runs.software import SOFTWARE
 from parallel.checkpoint.folders import list_checkpoints, published_step, step_of
 
 METRICS, SUPERSEDED = "metrics.jsonl", "metrics.superseded.jsonl"
@@ -65,6 +66,7 @@ class RunHistory:
     summary: dict[str, Any]
     problems: list[str] = field(default_factory=list)
     prediction: KeptPrediction | None = None
+    software: dict[str, Any] = field(default_factory=dict)
 
     @property
     def last_step(self) -> int:
@@ -99,6 +101,7 @@ def read_history(directory: Path) -> RunHistory:
         config=read_table(directory / CONFIG, problems),
         summary=read_table(directory / SUMMARY, problems),
         prediction=prediction_of(read_table(directory / PREDICTION, problems)),
+        software=read_table(directory / SOFTWARE, problems),
         problems=problems,
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from gpt.telemetry.screen import counted
 from launch.start.corpus_choice import CorpusChoice
 from launch.start.look import Survey
 from launch.start.model_choice import Training
@@ -13,14 +14,14 @@ def describe_survey(survey: Survey, choice: CorpusChoice) -> Iterator[str]:
     """Yield a line for each finding: files, what is no text, encodings, fields, languages, documents."""
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in survey.kinds.items())
     sizes = f"{_size(survey.file_bytes)}: about {_size(survey.text_bytes)} of text"
-    yield f"found {_counted(survey.files, 'file')} ({kinds}), {sizes}"
+    yield f"found {counted(survey.files, 'file')} ({kinds}), {sizes}"
     if survey.not_text:
         names = ", ".join(path.name for path in survey.not_text[:_NAMED])
         more = f" and {len(survey.not_text) - _NAMED:,} more" if len(survey.not_text) > _NAMED else ""
-        yield f"  left out, no text: {_counted(len(survey.not_text), 'file')} ({names}{more})"
+        yield f"  left out, no text: {counted(len(survey.not_text), 'file')} ({names}{more})"
     if survey.recoded:
         names = ", ".join(path.name for path in survey.recoded[:_NAMED])
-        yield f"  not UTF-8: {_counted(len(survey.recoded), 'file')} ({names}), read as {survey.encoding}"
+        yield f"  not UTF-8: {counted(len(survey.recoded), 'file')} ({names}), read as {survey.encoding}"
     if survey.fields:
         yield f"  fields with text: {', '.join(survey.fields[:8])}; used: {survey.text_field}"
     if choice.languages:
@@ -30,7 +31,7 @@ def describe_survey(survey: Survey, choice: CorpusChoice) -> Iterator[str]:
     cut = f", separated by {choice.separator!r}" if choice.separator else ""
     if choice.split_bytes:
         cut = f", cut from long texts at paragraphs, {choice.split_bytes:,} bytes or more each"
-    yield f"  about {_counted(choice.documents, 'document')}{cut}; {choice.validation_fraction:.1%} for validation"
+    yield f"  about {counted(choice.documents, 'document')}{cut}; {choice.validation_fraction:.1%} for validation"
     kept = "only exact copies are dropped" if choice.preset == "curated" else "all filters for web pages"
     yield (
         f"corpus ({choice.preset}: {kept}): a vocabulary of {choice.vocab_size:,}, "
@@ -42,21 +43,18 @@ def describe_choice(training: Training) -> Iterator[str]:
     """Yield the model, its training and the reasons."""
     model = training.model
     yield (
-        f"model: {model.parameters:,} parameters: {_counted(model.n_layers, 'layer')}, width {model.d_model}, "
-        f"{_counted(model.n_heads, 'head')}, context {model.n_ctx}"
+        f"model: {model.parameters:,} parameters: {counted(model.n_layers, 'layer')}, width {model.d_model}, "
+        f"{counted(model.n_heads, 'head')}, context {model.n_ctx}"
     )
     time = (
         "" if training.tokens_per_s is None else f", about {_time(training.total_tokens / training.tokens_per_s)} here"
     )
     yield (
-        f"training: {training.total_tokens:,} tokens, {training.total_tokens // training.batch_tokens:,} steps, "
+        f"training: {training.total_tokens:,} tokens, "
+        f"{counted(training.total_tokens // training.batch_tokens, 'step')}, "
         f"{training.epochs:.1f} epochs{time}; learning rate {training.learning_rate:g}"
     )
     yield from (f"  {line}" for line in training.why)
-
-
-def _counted(n: int, thing: str) -> str:
-    return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def _size(n_bytes: float) -> str:

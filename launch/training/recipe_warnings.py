@@ -1,6 +1,7 @@
 """Settings of a recipe that are valid, but probably not meant."""
 
 from gpt.telemetry.event_log import EventKind
+from gpt.telemetry.screen import counted
 from launch.config.run_config import RunConfig
 
 PADDED_ROWS = 128  # vocabularies are often rounded up to a multiple of this for speed
@@ -20,14 +21,14 @@ def recipe_warnings(config: RunConfig, *, tokenizer_vocab_size: int) -> list[tup
     if decay is not None and decay < EARLY * total:
         found.append(
             f"the learning rate's decay ends at {decay:,} tokens (step {steps(decay):,}): it is at its lowest for the "
-            f"last {1 - decay / total:.0%} of the run's {total:,} tokens ({steps(total):,} steps). Leave out "
+            f"last {1 - decay / total:.0%} of the run's {total:,} tokens ({counted(steps(total), 'step')}). Leave out "
             f"schedule.decay_tokens and schedule.decay_steps: the decay then ends with the run"
         )
     if warmup >= total:
         found.append(
-            f"the learning rate's warm-up of {warmup:,} tokens ({steps(warmup):,} steps) is not shorter than the run "
-            f"of {total:,} tokens ({steps(total):,} steps), which never reaches its peak. Leave out "
-            f"schedule.warmup_tokens and schedule.warmup_steps, or use less, such as "
+            f"the learning rate's warm-up of {warmup:,} tokens ({counted(steps(warmup), 'step')}) is not shorter "
+            f"than the run of {total:,} tokens ({counted(steps(total), 'step')}), which never reaches its peak. Leave "
+            f"out schedule.warmup_tokens and schedule.warmup_steps, or use less, such as "
             f"schedule.warmup_steps = {steps(total) // 100}"
         )
     return [("warning", line) for line in found]

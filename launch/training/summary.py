@@ -12,6 +12,7 @@ from gpt.data.sampling_rules import PackedDocuments
 from gpt.files.atomic import replace_file
 from gpt.files.regular import read_bytes
 from gpt.telemetry.goodput import Account
+from gpt.telemetry.screen import counted
 from gpt.tokenizer.tokenizers import tokenizer_files
 from gpt.training.run import End, Outcome, Run
 from gpt.training.schedule import BatchRamp
@@ -20,15 +21,17 @@ from launch.processes.determinism import conditions
 from launch.processes.rank_process import mark_end, mark_interrupted, mark_saved
 from launch.runs.history import read_table
 from launch.runs.prediction import PREDICTION, prediction_of
+from launch.runs.software import keep_software
 from launch.training.hardware import missing_peak
 from launch.training.start_from import copy_companions
 from parallel.layout.layout import Layout
 
 
 def prepare_run_directory(config: RunConfig) -> None:
-    """Write configuration, tokenizer and its chat template to the run directory, for later use of the checkpoints."""
+    """Write configuration, versions, tokenizer and chat template to the run directory, for later use of checkpoints."""
     directory = config.run.directory
     replace_file(directory / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
+    keep_software(directory)
     (directory / "tokenizer").mkdir(exist_ok=True)
     files = tokenizer_files(Path(config.data.tokenizer))
     templates = [files[0].with_name(name) for name in (TEMPLATE_FILE, SETTINGS_FILE)]
@@ -51,14 +54,15 @@ def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.devic
         f"{'' if config.parallel.engine == 'native' else f', engine {config.parallel.engine}'}",
         *([f"deterministic: {conditions(device)}"] if config.run.deterministic else []),
         *describe_pipeline(config, layout),
-        f"batch: {run.batch.full_tokens // run.seq_len} sequences of {run.seq_len} = {run.batch.full_tokens:,} tokens "
-        f"a step, {layout.micro_batches} micro-batches of {config.batch.micro_batch_size} per rank",
+        f"batch: {counted(run.batch.full_tokens // run.seq_len, 'sequence')} of {run.seq_len} = "
+        f"{run.batch.full_tokens:,} tokens a step, {layout.micro_batches} micro-batch"
+        f"{'' if layout.micro_batches == 1 else 'es'} of {config.batch.micro_batch_size} per rank",
         *describe_ramp(run.batch),
         describe_learning_rate(config),
         *([] if run.peak_flops_per_s else [missing_peak(device)]),
         *describe_checks(data),
         *describe_packing(data),
-        f"training: {run.steps:,} steps = {run.batch.tokens_seen(run.steps):,} tokens (train.total_tokens = "
+        f"training: {counted(run.steps, 'step')} = {run.batch.tokens_seen(run.steps):,} tokens (train.total_tokens = "
         f"{config.train.total_tokens:,}, in whole steps); epochs: {mixed}",
     ]
 
@@ -143,7 +147,7 @@ def how_it_ended(config: RunConfig, outcome: Outcome, *, first_step: int) -> str
         return f"stopped by a signal at step {step:,}; run the same command again to continue"
     if outcome.ended == "interrupt":
         return f"interrupted: step {step:,} is saved; run the same command again to continue"
-    figures = f"{outcome.tokens_seen:,} tokens in {step:,} steps, {outcome.tokens_per_s:,.0f} tokens/s"
+    figures = f"{outcome.tokens_seen:,} tokens in {counted(step, 'step')}, {outcome.tokens_per_s:,.0f} tokens/s"
     if outcome.ended == "stop_after_s":
         return f"stopped after train.stop_after_s = {config.train.stop_after_s:g}, {figures}; run again to continue"
     if outcome.ended == "target_loss":

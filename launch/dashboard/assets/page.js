@@ -4,15 +4,10 @@
 const inFile = JSON.parse(document.getElementById("data").textContent); // null if a server gives the data
 const LOOK_MS = 2000, MAX_RUNS_CHOSEN = 12, SHOWN_SAMPLES = 8, SHOWN_EVENTS = 40;
 const COLOURS = ["--s0", "--s1", "--s2", "--s3", "--s4", "--s5", "--s6"];
-const DASHES = ["solid", "dot", "dash", "dashdot", "longdash"];
-const SYMBOLS = { fault: "x", warning: "triangle-up", restart: "diamond", checkpoint: "circle", note: "circle-open" };
-const BYTES = /bytes$/;
 
 const state = { runs: [], chosen: new Set(), figures: [], extra: [], cache: new Map(), zoom: new Map() };
 const at = (id) => document.getElementById(id);
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-// Plotly reads some tags and entities in its labels
-const label = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
 function make(tag, text = "", attributes = {}) {
   const made = document.createElement(tag);
@@ -72,116 +67,101 @@ function smoothed(values) {
 
 // ---- figures --------------------------------------------------------------------------------------------------------
 
-function scaled(name, values) {
-  return BYTES.test(name) ? values.map((value) => value / 2 ** 30) : values;
-}
+const scaled = (figure, values) => (figure.divisor === 1 ? values : values.map((value) => value / figure.divisor));
 
-function trace(run, name, series, look) {
-  const lone = state.runs.length > 1 ? state.runs[run].name : name;
-  const title = label(state.runs.length > 1 && look.names > 1 ? `${state.runs[run].name}: ${name}` : lone);
-  const few = series.step.length <= 60 && /^(validation|few_shot)/.test(name);
+function lineOf(run, name, series, look, figure) {
+  const words = state.runs[run].labels[name] ?? name;
+  const lone = state.runs.length > 1 ? state.runs[run].name : words;
   return {
-    x: horizontal(run, series.step), y: smoothed(scaled(name, series.value)), name: title, type: "scatter",
-    mode: few || series.step.length === 1 ? "lines+markers" : "lines",
-    line: { color: look.colour, width: 1.6, dash: look.dash }, marker: { size: 5 },
-    hovertemplate: "%{y:.5~g}", legendgroup: title,
+    x: horizontal(run, series.step), y: smoothed(scaled(figure, series.value)),
+    name: state.runs.length > 1 && look.names > 1 ? `${state.runs[run].name}: ${words}` : lone,
+    colour: look.colour, dash: look.dash, dots: series.step.length <= 60 && /^(validation|few_shot)/.test(name),
   };
 }
 
-function band(run, name, series, look) {
+function bandOf(run, series, look, figure, line) {
   if (!series.low || Number(at("smooth").value)) return [];
-  const x = horizontal(run, series.step);
-  return [{
-    x: [...x, ...x.slice().reverse()], y: [...scaled(name, series.high), ...scaled(name, series.low).slice().reverse()],
-    type: "scatter", mode: "lines", line: { color: look.colour, width: 0.5 }, fill: "toself", fillcolor: look.colour,
-    opacity: 0.25, hoverinfo: "skip", showlegend: false,
-  }];
+  return [{ name: line.name, x: line.x, low: scaled(figure, series.low), high: scaled(figure, series.high), colour: look.colour }];
 }
 
-function marks(run, name, series) {
+function marks(run, series, figure) {
   const events = state.runs[run].events.filter((event) => event.about !== null && event.meaning !== "checkpoint");
   const inside = events.filter((event) => event.about >= series.step[0] && event.about <= series.step.at(-1)).slice(-300);
   if (!at("faults").checked || !inside.length || series.step.length < 2) return [];
-  const steps = inside.map((event) => event.about);
-  return [{
-    x: horizontal(run, steps), y: scaled(name, interpolated(series.step, series.value, steps)), type: "scatter", mode: "markers",
-    marker: { symbol: inside.map((event) => SYMBOLS[event.meaning]), size: 8, color: inside.map((event) =>
-      colour(event.meaning === "note" ? "--event" : `--${event.meaning}`)) },
-    text: inside.map((event) => label(`step ${event.about}: ${event.text || event.kind}`.slice(0, 160))),
-    hovertemplate: "%{text}<extra></extra>", showlegend: false,
-  }];
+  const steps = inside.map((event) => event.about), values = scaled(figure, interpolated(series.step, series.value, steps));
+  const x = horizontal(run, steps);
+  return inside.map((event, n) => ({ x: x[n], y: values[n], meaning: event.meaning,
+    text: `step ${event.about.toLocaleString("en")}: ${event.text || event.kind}`.slice(0, 160) }));
 }
 
-// The background of healthy values, as far as the lines reach; none if the runs have different bands.
-function healthy(figure, lines) {
+// The background of healthy values; none if the runs have different bands.
+function healthy(figure) {
   const found = [...state.chosen].flatMap((run) => figure.names.map((name) => state.runs[run].bands[name]).filter(Boolean));
-  const values = lines.flatMap((line) => line.y).filter(Number.isFinite);
-  if (!found.length || !values.length || found.some((one) => String(one) !== String(found[0]))) return [];
-  const [low, high] = [Math.min(...values), Math.max(...values)], margin = 0.05 * (high - low);
-  const y0 = Math.max(found[0][0] ?? -Infinity, low - margin), y1 = Math.min(found[0][1] ?? Infinity, high + margin);
-  if (found[0].every((bound) => bound === null) || y0 >= y1) return [];
-  return [{ type: "rect", layer: "below", xref: "paper", x0: 0, x1: 1, y0, y1, fillcolor: colour("--s2"), opacity: 0.13, line: { width: 0 } }];
+  return found.length && found.every((one) => String(one) === String(found[0])) ? found[0] : null;
 }
 
 function looks(run, i, names) {
   const several = state.runs.length > 1;
-  return { colour: colour(COLOURS[(several ? run : i) % COLOURS.length]), dash: several ? DASHES[i % DASHES.length] : "solid",
-    names: names.length };
+  return { colour: COLOURS[(several ? run : i) % COLOURS.length], dash: several ? i % DASHES.length : 0, names };
 }
 
-function axisTitle(figure) {
-  return figure.names.some((name) => BYTES.test(name)) ? "GiB" : "";
+// Memory has the unit of its largest value, as on the page of one run.
+function chooseUnit(figure, found) {
+  const memory = figure.number === "memory";
+  const largest = memory ? Math.max(0, ...found.flatMap(({ series }) => series.high || series.value)) : 0;
+  const [unit, divisor] = memory ? (largest >= 2 ** 30 ? ["GiB", 2 ** 30] : ["MiB", 2 ** 20]) : ["", 1];
+  figure.divisor = divisor;
+  figure.heading.textContent = unit ? `${figure.title}, ${unit}` : figure.title;
 }
+
+const AXES = { step: ["step", "step"], tokens: ["tokens", "count"], hours: ["hours", "plain"], flops: ["FLOPs", "count"] };
 
 async function draw(figure) {
-  const range = at("axis").value === "step" && !at("logx").checked && !inFile ? state.zoom.get(figure.title) : undefined;
-  const below = [], above = [];
+  const range = at("axis").value === "step" && !inFile ? state.zoom.get(figure.title) : undefined, asked = [];
   for (const run of state.chosen) {
-    const known = new Set(state.runs[run].metrics);
-    const names = figure.names.filter((name) => known.has(name));
-    for (const [i, name] of names.entries()) {
-      const series = await seriesOf(run, name, range), look = looks(run, i, names);
-      if (!series.step.length) continue;
-      below.push(...band(run, name, series, look));
-      above.push(trace(run, name, series, look));
-      if (i === 0) above.push(...marks(run, name, series));
-    }
+    const names = figure.names.filter((name) => state.runs[run].metrics.includes(name));
+    for (const [i, name] of names.entries()) asked.push({ run, i, name, look: looks(run, i, names.length) });
   }
-  const percent = /^(mfu|goodput)$/.test(figure.names[0]), grid = { gridcolor: colour("--line"), zeroline: false };
-  const layout = {
-    margin: { l: 56, r: 12, t: 6, b: 32 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: colour("--soft"), size: 11 }, hovermode: "x unified", dragmode: "zoom", uirevision: zoomKey(),
-    hoverlabel: { bgcolor: colour("--card"), font: { color: colour("--ink") }, namelength: 40 },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--line"), activecolor: colour("--soft") },
-    showlegend: above.filter((one) => one.showlegend !== false).length > 1, legend: { orientation: "h", y: -0.16 },
-    shapes: healthy(figure, above.filter((line) => line.mode !== "markers")),
-    xaxis: { ...grid, type: at("logx").checked ? "log" : "linear", exponentformat: "SI" },
-    yaxis: { ...grid, type: at("log").checked ? "log" : "linear", tickformat: percent ? ".3~p" : "",
-      title: { text: axisTitle(figure) }, exponentformat: figure.names[0] === "learning_rate" ? "e" : "SI" },
-  };
-  await Plotly.react(figure.plot, [...below, ...above], layout, { responsive: true, displaylogo: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
-  if (!figure.hears) {
-    figure.hears = true;
-    figure.plot.on("plotly_relayout", (change) => zoomed(figure, change));
-  }
+  const series = await Promise.all(asked.map(({ run, name }) => seriesOf(run, name, range)));
+  const found = asked.map((one, n) => ({ ...one, series: series[n] })).filter(({ series }) => series.step.length);
+  chooseUnit(figure, found);
+  const lines = found.map(({ run, name, series, look }) => lineOf(run, name, series, look, figure));
+  const [title, format] = AXES[at("axis").value];
+  figure.chart.show({
+    lines, bands: found.flatMap(({ run, series, look }, n) => bandOf(run, series, look, figure, lines[n])),
+    marks: found.flatMap(({ run, i, series }) => (i === 0 ? marks(run, series, figure) : [])), healthy: healthy(figure),
+    x: { log: at("logx").checked, title, format },
+    y: { scale: at("values").value, format: figure.number === "memory" ? "plain" : figure.number, fromZero: figure.from_zero },
+    empty: state.chosen.size ? `not known in ${title}s for this run`.replace("ss ", "s ") : "no run is chosen",
+  });
 }
 
-const zoomKey = () => `${at("axis").value} ${at("logx").checked}`;
-
-function zoomed(figure, change) {
-  const [from, to] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
-  if (change["xaxis.autorange"]) state.zoom.delete(figure.title);
-  else if (from !== undefined) state.zoom.set(figure.title, [Math.max(0, Math.floor(from)), Math.ceil(to)]);
-  else return;
-  draw(figure).catch(told);
+function zoomed(figure, range) {
+  if (range) state.zoom.set(figure.title, [Math.max(0, Math.floor(range[0])), Math.ceil(range[1])]);
+  else state.zoom.delete(figure.title);
+  if (!inFile) draw(figure).catch(told);
 }
 
-function addFigure(title, names) {
-  const box = make("figure"), plot = make("div", "", { class: "plot" });
-  box.append(make("h3", title), plot);
+// The picture as a file that stands alone, with the colours that it has now.
+function save(figure) {
+  const copy = figure.chart.picture.cloneNode(true), look = document.querySelector("style").textContent.match(/svg text[^}]*}|svg\.chart[^}]*}/g);
+  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  copy.prepend(drawn("style", {}, look.join(" ")));
+  const text = copy.outerHTML.replace(/var\((--(?!c\b)\w+)\)/g, (_, name) => colour(name));
+  const link = make("a", "", { download: `${figure.heading.textContent}.svg`, href: URL.createObjectURL(new Blob([text], { type: "image/svg+xml" })) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+function addFigure(title, look) {
+  const box = make("figure"), plot = make("div", "", { class: "plot" }), heading = make("h3", title), top = make("figcaption");
+  const picture = make("button", "save picture", { type: "button", class: "save" });
+  top.append(heading, picture);
+  box.append(top, plot);
   at("figures").append(box);
-  const figure = { title, names, plot };
+  const figure = { title, heading, ...look, divisor: 1 };
+  figure.chart = new Chart(plot, (range) => zoomed(figure, range));
+  picture.addEventListener("click", () => save(figure));
   state.figures.push(figure);
   return figure;
 }
@@ -189,17 +169,22 @@ function addFigure(title, names) {
 function planFigures() {
   const wanted = new Map();
   for (const run of state.runs)
-    for (const [title, names] of Object.entries(run.figures))
-      if (names.length) wanted.set(title, [...new Set([...(wanted.get(title) || []), ...names])]);
-  for (const [title, names] of [...wanted, ...state.extra.map((name) => [name, [name]])]) {
+    for (const { title, names, ...look } of run.figures)
+      if (names.length) wanted.set(title, { ...look, names: [...new Set([...(wanted.get(title)?.names || []), ...names])] });
+  const extra = state.extra.map((name) => [name, { names: [name], number: "plain", from_zero: false }]);
+  for (const [title, look] of [...wanted, ...extra]) {
     const known = state.figures.find((figure) => figure.title === title);
-    if (known) known.names = names;
-    else addFigure(title, names);
+    if (known) known.names = look.names;
+    else addFigure(title, look);
   }
 }
 
-async function drawAll() {
-  for (const figure of state.figures) await draw(figure);
+// All at once: what one figure waits for does not keep the others waiting.
+const drawAll = () => Promise.all(state.figures.map(draw));
+
+function resetZoom() {
+  state.zoom.clear();
+  for (const figure of state.figures) figure.chart.view = { x: null, y: null };
 }
 
 // ---- facts ----------------------------------------------------------------------------------------------------------
@@ -386,7 +371,11 @@ async function begin() {
   again();
 }
 
-for (const id of ["axis", "log", "logx", "faults"]) at(id).addEventListener("change", () => drawAll().catch(told));
+for (const id of ["axis", "logx"]) at(id).addEventListener("change", () => {
+  resetZoom();
+  drawAll().catch(told);
+});
+for (const id of ["values", "faults"]) at(id).addEventListener("change", () => drawAll().catch(told));
 at("smooth").addEventListener("input", () => {
   at("smoothed").textContent = at("smooth").value;
   drawAll().catch(told);
@@ -396,5 +385,4 @@ at("more").addEventListener("change", () => {
   if (name && !state.extra.includes(name)) state.extra.push(name);
   show();
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAll().catch(told));
 begin().catch(told);

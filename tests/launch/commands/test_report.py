@@ -101,7 +101,6 @@ def test_a_path_that_is_no_run_is_reported_in_one_line(written_runs, tmp_path, c
 
 
 def test_runs_are_served_until_ctrl_c(written_runs, tmp_path):
-    pytest.importorskip("plotly", reason="Plotly is not installed; it comes with the extra 'dashboard'")
     for name in ("one", "two"):
         written_runs.write_run(tmp_path / name, steps=5)
     command = [sys.executable, "-m", "launch.main", "report", "--serve", str(tmp_path)]

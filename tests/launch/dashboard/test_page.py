@@ -7,8 +7,9 @@ import pytest
 
 from gpt.errors import ConfigError
 from launch.dashboard.page import page_file, served_page
+from launch.reports.page import report_page
+from launch.runs.history import read_history
 
-pytest.importorskip("plotly", reason="Plotly is not installed; it comes with the extra 'dashboard'")
 CLOSING = "</script><script>alert(1)</script><!--"
 
 
@@ -47,7 +48,8 @@ def test_only_its_own_scripts_may_run(page):
 
 def test_a_browser_shows_the_file_without_a_server(page, rendered):
     shown = rendered(page.as_uri())
-    assert shown.count('class="plot js-plotly-plot"') == 7
+    assert shown.count('<svg class="chart"') == 7
+    assert shown.count('class="line" d="M') >= 14 + 5, "two runs in each figure, and five keys in legends"
     assert "1 of 2 settings differ between these runs." in shown
     assert "optimizer.kind" not in shown.partition('id="settings"')[2].partition("<noscript")[0]
     assert "&lt;/script&gt;&lt;script&gt;alert(1)" in shown.partition('id="samples"')[2]
@@ -69,4 +71,6 @@ def test_a_browser_shows_the_faults_and_the_bands_of_a_policy(tabular, rendered,
     part = shown.partition('id="policy"')[2].partition("</section>")[0]
     assert "collapsed entropy" in part
     assert "since iteration" in part
-    assert shown.count('<path data-index="0"') == 8, "a band in each figure of a metric that has one and varies"
+    static = report_page(read_history(tmp_path / "ppo"), now=2e9)
+    bands = [page.count('<rect class="healthy"') for page in (shown, static)]
+    assert bands == [9, 9], "a band in each figure of a metric that has one, on both pages"

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from launch.dashboard.feed import RunFeed
-from launch.dashboard.run_data import flat, run_data, series_data
+from launch.dashboard.run_data import run_data, series_data
 from launch.runs.series import Series
 
 NOW = 2e9
 MODEL = {"vocab_size": 512, "n_ctx": 32, "n_layers": 2, "d_model": 16, "n_heads": 2, "d_ff": None}
+
+
+def names_of(data):
+    return {figure["title"]: figure["names"] for figure in data["figures"]}
 
 
 @pytest.fixture
@@ -28,7 +32,9 @@ def data(written_runs, tmp_path):
 
 def test_it_is_json_with_all_parts(data, written_runs):
     assert json.loads(json.dumps(data, allow_nan=False))["name"] == "run <i>"
-    assert data["figures"]["Loss, nats a token"] == ["loss", "validation/web <b>/loss"]
+    assert names_of(data)["Loss, nats a token"] == ["loss", "validation/web <b>/loss"]
+    assert data["labels"]["loss"] == "training"
+    assert data["labels"]["validation/web <b>/loss"] == "validation/web <b>"
     assert data["config"]["model.d_model"] == "16"
     assert data["config"]["model.d_ff"] == ""
     assert data["samples"] == [{"step": 10, "prompt": "a", "text": "<script>"}]
@@ -50,10 +56,6 @@ def test_series_have_few_digits_and_bounds_only_where_thinned():
     assert series_data(Series(steps, values, values, values))["low"] == [0.333333, 2.0, 3e-9]
 
 
-def test_settings_are_named_with_dots():
-    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": [1]}) == [("a.b", "1"), ("a.c.d", ""), ("e", "[1]")]
-
-
 def test_the_memory_of_the_rank_and_of_its_machine_are_figures(written_runs, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -61,8 +63,8 @@ def test_the_memory_of_the_rank_and_of_its_machine_are_figures(written_runs, tmp
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     feed = RunFeed(run)
     feed.read_once()
-    figures = run_data(feed, now=0.0)["figures"]
-    assert figures["Memory of the main rank"] == ["memory/resident_bytes", "peak_memory_bytes"]
+    figures = names_of(run_data(feed, now=0.0))
+    assert figures["Memory of the main rank"] == ["peak_memory_bytes", "memory/resident_bytes"]
     assert figures["Memory in use on its machine"] == ["memory/machine_used_bytes"]
 
 
@@ -70,7 +72,7 @@ def test_a_policy_has_bands_faults_and_figures_of_its_own(tabular, tmp_path):
     feed = RunFeed(tabular.write_run(tmp_path / "ppo", tabular.World(beta=0.0, lr=2.0)))
     feed.read_once()
     data = run_data(feed, now=0.0)
-    assert data["figures"]["KL, nats a response"] == ["ppo/kl"]
+    assert names_of(data)["KL, nats a response"] == ["ppo/kl"]
     assert data["bands"]["ppo/kl"] == (0.0, 10.0)
     low, high = data["bands"]["ppo/length"]
     assert low / high == pytest.approx(0.8 / 1.2)

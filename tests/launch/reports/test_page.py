@@ -66,7 +66,7 @@ def test_each_metric_that_the_run_logged_has_a_plot(restarted):
         "Goodput since the start of the run",
     ], "no MFU, which the run did not log"
     assert "<i class=s1></i>validation/web &lt;b&gt;</span>" in page, "its line is named next to the training loss"
-    assert page.count('class="line lost"') == 6, "the ten steps that were repeated, in each plot but goodput's"
+    assert page.count('class="line lost"') == 7, "the ten steps that were repeated, in each plot"
 
 
 def test_the_ticks_of_a_small_share_differ(tmp_path):
@@ -130,3 +130,18 @@ def test_a_run_that_wrote_little_has_a_page(tmp_path):
     assert re.findall(r"<h2>([^<]*)</h2>", page) == ["Training"]
     assert "Memory of the main rank, MiB" in page
     assert "Model FLOP utilisation" in page
+
+
+def test_the_page_shows_how_the_run_was_started(restarted):
+    config = {"parallel": {"tensor": 2, "pipeline": 3}, "optimizer": {"kind": "<adamw>"}}
+    (restarted / "config.json").write_text(json.dumps(config))
+    (restarted / "software.json").write_text(json.dumps({"triaxial": "0.2", "commit": "0123abcd-dirty"}))
+    samples = [{"step": step, "prompt": "Once", "text": f"Once <i>{step}"} for step in range(1, 31)]
+    (restarted / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    page = page_of(restarted)
+    assert "<p class=note>triaxial 0.2, commit 0123abcd-dirty</p><details><summary>5 settings</summary>" in page
+    assert "<td class=word>optimizer.kind</td><td class=text>&lt;adamw&gt;</td>" in page
+    assert "tensor 2 x pipeline 3 x data 1" in page
+    assert "<tr><td>0</td><td>1</td><td>2</td><td>3</td><td>4</td><td>5</td></tr>" in page
+    shown = [int(step) for step in re.findall(r"<b>Once</b> &lt;i&gt;(\d+)", page)]
+    assert (len(shown), shown[-1], sorted(shown)) == (8, 30, shown)

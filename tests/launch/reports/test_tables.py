@@ -4,7 +4,7 @@ import re
 
 from gpt.telemetry.goodput import ProcessTime
 from launch.reports.facts import time_text
-from launch.reports.tables import MAX_ROWS, checkpoints_part, events_part, processes_part
+from launch.reports.tables import MAX_ROWS, checkpoints_part, events_part, flat, processes_part
 from launch.runs.history import Event, RunHistory, StoredCheckpoint
 
 
@@ -157,3 +157,7 @@ def test_the_strip_shows_processes_along_the_wall_time():
 
 def test_no_process_is_an_empty_table():
     assert rows(processes_part([])) == []
+
+
+def test_settings_are_named_with_dots():
+    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": [1]}) == [("a.b", "1"), ("a.c.d", ""), ("e", "[1]")]
