@@ -33,6 +33,9 @@ from data_prep.filters.quality_classifier import load_model
 from data_prep.inputs.config import form_of
 from data_prep.inputs.find import check_inputs, find_inputs, left_out, local_inputs, name_left_out, name_linked
 from data_prep.inputs.input_lists import ANSWERS, Answers, encode_answers, expand_lists
+from data_prep.labels.corpus import check_label_files
+from data_prep.labels.read import READ as READ_LABELS
+from data_prep.labels.read import label_read_task
 from data_prep.readers.python_docs import CRAWL, CrawlTask
 from data_prep.readers.remote_files import RemoteFile
 from data_prep.recipe import PrepareConfig
@@ -99,10 +102,12 @@ def check(config: PrepareConfig, *, known: Answers | None = None) -> list[Path |
     """
     paths = (*config.input.paths, *expand_lists(config.input.path_lists, config.input.path_base))
     found = find_inputs(paths, known=known, endings=config.input.endings, without=_own_folders(config))
-    if config.conversations is None:
-        check_inputs(found, config.input)
-    else:
+    if config.conversations is not None:
         check_conversations(found, config.input, config.conversations)
+    elif config.labels is not None:
+        check_label_files(found, config.input)
+    else:
+        check_inputs(found, config.input)
     _check_tokenizer(config)
     _check_other_corpora(config)
     check_sets(config.decontaminate.sets, where="decontaminate.sets")  # report a wrong file now
@@ -145,7 +150,7 @@ def run_stages(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFi
 
 
 def _read(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFile]) -> Shards:
-    """Read the input files: conversations, or texts that pass the filters for web text."""
+    """Read the input files: conversations, labelled texts, or texts that pass the filters for web text."""
     sources = _sources(run, config, found)
     named = run.named(sources, partial(form_of, endings=config.input.endings))
     if config.conversations is not None:
@@ -153,6 +158,8 @@ def _read(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFile]) 
         for line in reading_lines(run.facts.get(READ.name, [])):
             run.workspace.say(line)
         return shards
+    if config.labels is not None:
+        return run.map(READ_LABELS, label_read_task(config.input, config.labels), named)
     shards = run.map(extract_stage(config.extract), extract_task(config.input, config.extract), named)
     if config.language.enabled:
         shards = run.map(language_stage(config.language), config.language, shards)

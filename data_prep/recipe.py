@@ -18,6 +18,7 @@ from data_prep.filters.pareto import ClassifyConfig
 from data_prep.filters.pii import PiiConfig
 from data_prep.filters.quality import QualityConfig
 from data_prep.inputs.config import InputConfig
+from data_prep.labels.config import LabelsConfig
 from gpt.errors import ConfigError
 
 
@@ -94,14 +95,20 @@ class PrepareConfig:
     conversations: ConversationsConfig | None = None
     """With this section the input's records are conversations. The steps for web text are then off: [extract],
     [language], [quality], [classify] and [pii]."""
+    labels: LabelsConfig | None = None
+    """With this section the input's records are texts with labels, for a classifier. The same steps are off."""
 
     def __post_init__(self) -> None:
+        if self.conversations is not None and self.labels is not None:
+            raise ConfigError("[labels] is invalid with [conversations]: a corpus has one of them. Remove one section")
         if self.conversations is not None:
-            _set_for_conversations(self)
+            _set_for_records(self, "conversations")
+        if self.labels is not None:
+            _set_for_records(self, "labels")
 
 
-def _set_for_conversations(config: PrepareConfig) -> None:
-    """Turn off the steps for web text. ConfigError: the recipe sets one of them, or lacks what conversations need."""
+def _set_for_records(config: PrepareConfig, section: str) -> None:
+    """Turn off the steps for web text. ConfigError: the recipe sets one of them, or lacks what the section needs."""
     off = {
         "extract": ExtractConfig(),
         "language": LanguageConfig(enabled=False),
@@ -112,17 +119,16 @@ def _set_for_conversations(config: PrepareConfig) -> None:
     for name, value in off.items():
         own = getattr(config, name)
         if own not in (value, type(own)()):
-            raise ConfigError(f"[{name}] is invalid with [conversations]: that step is for web text. Remove [{name}]")
+            raise ConfigError(f"[{name}] is invalid with [{section}]: that step is for web text. Remove [{name}]")
         object.__setattr__(config, name, value)
     if config.tokenizer.path is None:
         raise ConfigError(
-            "tokenizer.path is missing: with [conversations] the tokenizer is that of the model to train. Set it "
+            f"tokenizer.path is missing: with [{section}] the tokenizer is that of the model to train. Set it "
             "to the tokenizer of a corpus or of an imported model"
         )
     if config.input.source != "files":
         raise ConfigError(
-            f"input.source = '{config.input.source}' is invalid with [conversations]: its pages hold none. Use "
-            "input.paths"
+            f"input.source = '{config.input.source}' is invalid with [{section}]: its pages hold none. Use input.paths"
         )
     endings = {".json": "json lines", **config.input.endings}  # data sets of instructions are often one JSON list
     object.__setattr__(config, "input", replace(config.input, endings=endings))

@@ -1,7 +1,7 @@
 """Do the last steps of a recipe, from clean shards to the corpus folder: tokenizer, token ids, files."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from data_prep.execution.fingerprint import versions
 from data_prep.execution.shard_runs import SHARD_ENDING, ShardRun, Shards
 from data_prep.execution.tasks import FinishedTask, Task, plain
 from data_prep.filters.quality_classifier import model_digest
+from data_prep.labels.corpus import describe_labels, label_counts, label_streams, tokenize_labels
+from data_prep.labels.tokens import STREAM as LABELS
 from data_prep.recipe import PrepareConfig
 from gpt.errors import ConfigError
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, tokenizer_files
@@ -63,6 +65,9 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
     splits = {split: _describe_split(tokenized.totals[split], split, written[split], config) for split in SPLITS}
     for split, path in side_files.items():
         splits[split]["rankings"] = describe_side_file(path)
+    if config.labels is not None:
+        for split, about in splits.items():
+            about["labels"] = label_counts(tokenized.facts, config.labels, split)
     description = describe(
         splits,
         _describe_tokenizer(tokenizer, published, companions),
@@ -87,15 +92,20 @@ class _Tokenized:
     totals: dict[str, dict[str, int]]
     files: dict[str, tuple[Path, ...]]
     chats: TokenizedConversations | None = None
+    facts: Sequence[Mapping[str, Any]] = ()  # of the tasks that wrote labelled texts
 
 
 def _tokenize(
     run: ShardRun, config: PrepareConfig, split: SplitConfig, model: Path, sources: tuple[Path, ...], shards: Shards
 ) -> _Tokenized:
-    """Turn texts or rendered conversations into token ids."""
+    """Turn texts, rendered conversations or labelled texts into token ids."""
     if config.conversations is not None:
         chats = tokenize_conversations(run, config.conversations, model, split, shards)
         return _Tokenized(_totals(chats.finished), {"": chats.ids, **chats.streams}, chats)
+    if config.labels is not None:
+        labelled = tokenize_labels(run, config.labels, sources, split, shards)
+        facts = [finished.facts for finished in labelled.finished]
+        return _Tokenized(_totals(labelled.finished), {"": labelled.ids, LABELS: labelled.labels}, facts=facts)
     # The stage loads the tokenizer from the last file alone: from a merges file it finds the vocabulary next to it.
     tasks = [Task(split, (path, *reversed(sources)), _tokens_and_rows(run, name)) for name, path in shards.items()]
     totals = _totals(run.tasks(TOKENIZE, tasks))
@@ -112,6 +122,8 @@ def _recipe(config: PrepareConfig, division: SplitConfig) -> dict[str, Any]:
 
 
 def _more(config: PrepareConfig, model: Path) -> dict[str, Any]:
+    if config.labels is not None:
+        return {"labels": describe_labels(config.labels)}
     return {} if config.conversations is None else {"chat": describe_chat(config.conversations, model)}
 
 
@@ -138,6 +150,8 @@ def _tokens_and_rows(run: ShardRun, name: str) -> tuple[Path, Path]:
 
 def _streams(config: PrepareConfig, vocab_size: int) -> dict[str, int]:
     """The vocabulary of the ids, whose name is "", and of each stream."""
+    if config.labels is not None:
+        return {"": vocab_size, **label_streams(config.labels)}
     return {"": vocab_size, **({} if config.conversations is None else STREAMS[config.conversations.kind])}
 
 

@@ -1,7 +1,6 @@
 """The reading stage: turn the records of an input file into conversations, and drop all others."""
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +13,8 @@ from data_prep.conversations.shapes import conversations_in, renamed, shape_of, 
 from data_prep.documents.counts import Tally
 from data_prep.documents.quarantine import Quarantine, is_outside
 from data_prep.documents.records import Dropped, Origin, shown
-from data_prep.documents.shards import Document, read_shard, write_shard
-from data_prep.documents.traces import read_trace, write_trace
+from data_prep.documents.shards import Document, write_shard
+from data_prep.documents.traces import write_trace
 from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.inputs.config import InputConfig
 from data_prep.inputs.counted import CountedFile
@@ -120,14 +119,6 @@ def conversations_of_file(
 def describe_left_out(left_out: Counter[str]) -> str:
     """Write the reasons with their counts: "3 one_completion, 1 all_tied"."""
     return ", ".join(f"{n:,} {reason}" for reason, n in left_out.most_common()) or "it is empty"
-
-
-def ids_in(path: Path, config: ReadTask) -> set[str]:
-    """Return the ids of what a file holds: of its conversations, and of what is dropped when it is read."""
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = Path(folder, "shard"), Path(folder, "trace")
-        read_file(config, (path,), outputs)
-        return {*(one.id for one in read_shard(outputs[0])), *(drop.id for drop in read_trace(outputs[1]))}
 
 
 class _Making:

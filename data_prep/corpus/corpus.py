@@ -27,7 +27,7 @@ VERSION = 2  # version 1 had one file per split and no sampled digests
 SPLITS = {"training": "train", "validation": "validation"}  # split: prefix of its token files
 # Files that only a corpus has, so an older corpus's can be removed.
 _NAMES = "|".join(SPLITS.values())
-TOKEN_FILE = re.compile(rf"({_NAMES})(_learned|_marks)?(-\d{{5,}}-of-\d{{5,}})?\.(bin|idx|sums)")
+TOKEN_FILE = re.compile(rf"({_NAMES})(_learned|_marks|_labels)?(-\d{{5,}}-of-\d{{5,}})?\.(bin|idx|sums)")
 SIDE_FILE = re.compile(rf"({_NAMES})_rankings\.jsonl")
 
 

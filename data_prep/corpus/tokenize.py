@@ -86,7 +86,7 @@ def tokenize_shard(config: SplitConfig, inputs: tuple[Path, ...], outputs: tuple
         tempfile.TemporaryFile(dir=outputs[0].parent) as unsorted,
         Quarantine("tokenize", inputs, outputs) as quarantine,
     ):
-        found = quarantine.each_batch(_batches(read_shard(inputs[0])), encode, tally)
+        found = quarantine.each_batch(batches(read_shard(inputs[0])), encode, tally)
         for documents, values in found:
             ids = [document_ids for _, document_ids in values]
             unsorted.write(_joined(ids, tokenizer, dtype).data)
@@ -160,7 +160,7 @@ def split_totals(rows: npt.NDArray[Any], validation: bool) -> dict[str, int]:
     return {"tokens": int(lengths.sum(dtype=np.int64)), "documents": len(lengths)}
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+def batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
     """Yield the documents in batches of about _BATCH_CHARACTERS."""
     batch: list[Document] = []
     size = 0

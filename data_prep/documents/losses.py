@@ -46,7 +46,7 @@ def estimate_loss(path: str, file_bytes: int, unread: Sequence[Dropped], *, n_re
 
 def reading_facts(facts: Mapping[str, Sequence[dict[str, Any]]]) -> Sequence[dict[str, Any]]:
     """Return the facts of the stage that read the input files, from those of all stages."""
-    return facts.get("extract") or facts.get("conversations", [])
+    return facts.get("extract") or facts.get("conversations") or facts.get("labels", [])
 
 
 def losses_in(facts: Iterable[Mapping[str, Any]]) -> list[FileLoss]:

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from gpt.errors import import_extra
 from gpt.files.json_text import decode_json
 
-_PIECE = re.compile(r"#piece-\d+$|(?<=^prompt:[0-9a-f]{32})#.*$")  # of a document; a conversation of a prompt
+# A piece of a document; a conversation of a prompt; a labelled text of those that differ in case or spaces only.
+_PIECE = re.compile(r"#piece-\d+$|(?<=^prompt:[0-9a-f]{32})#.*$|(?<=^labels:[0-9a-f]{32})#.*$")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def piece_id(document_id: str, number: int) -> str:
 
 
 def parent_id(document_id: str) -> str:
-    """Id of the document that a piece was cut from, or of a conversation's prompt; any other id is unchanged."""
+    """Id of the document that a piece was cut from, or by which conversations or labelled texts are split."""
     return _PIECE.sub("", document_id)
 
 

@@ -1,15 +1,21 @@
 """Find out what happened to a document, or to those of a file, in a run, from the traces and the last shards."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_prep.conversations.config import ConversationsConfig
-from data_prep.conversations.read import ids_in, read_task
+from data_prep.conversations.read import read_file as read_conversations
+from data_prep.conversations.read import read_task
 from data_prep.documents.shards import DamagedShardError, Document, parent_id, read_shard
 from data_prep.documents.traces import Drop, read_trace
 from data_prep.execution.shard_runs import Step, Steps, read_steps
 from data_prep.inputs.config import InputConfig
+from data_prep.labels.config import LabelsConfig
+from data_prep.labels.read import label_read_task
+from data_prep.labels.read import read_file as read_labels
 from data_prep.readers.readers import read_records
 from gpt.errors import ConfigError
 
@@ -42,19 +48,34 @@ def explain(work: Path, document_id: str) -> list[Fate]:
 
 
 def explain_file(
-    work: Path, path: Path, config: InputConfig, conversations: ConversationsConfig | None = None
+    work: Path,
+    path: Path,
+    config: InputConfig,
+    conversations: ConversationsConfig | None = None,
+    *,
+    labels: LabelsConfig | None = None,
 ) -> list[Fate]:
     """Find what happened to the documents of an input file. ConfigError: no run yet, or it read none of them."""
-    if conversations is None:
-        ids = {record.id for record in read_records(path, config)}
+    if conversations is not None:
+        ids = _ids_in(path, read_conversations, read_task(config, conversations))
+    elif labels is not None:
+        ids = _ids_in(path, read_labels, label_read_task(config, labels))
     else:
-        ids = ids_in(path, read_task(config, conversations))
+        ids = {record.id for record in read_records(path, config)}
     if not ids:
         raise ConfigError(f"{path}: the file holds no documents")
     fates = _fates(work, read_steps(work), ids)
     if not fates:
         raise ConfigError(f"{path}: none of its {len(ids):,} documents was read by the last run in {work}")
     return fates
+
+
+def _ids_in(path: Path, read: Callable[..., Any], task: Any) -> set[str]:
+    """Return the ids of what a file holds by a reading stage: of its documents, and of what is dropped there."""
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = Path(folder, "shard"), Path(folder, "trace")
+        read(task, (path,), outputs)
+        return {*(one.id for one in read_shard(outputs[0])), *(drop.id for drop in read_trace(outputs[1]))}
 
 
 def explain_url(work: Path, url: str) -> list[Fate]:

@@ -58,6 +58,7 @@ def report_page(prepared: PreparedCorpus, dropped: Sequence[DropExample] = ()) -
         sums = _sums(prepared.facts, name)
         for stage, values in sums.items():
             parts.append(_bars(f"{title}: {stage}" if len(sums) > 1 else title, note, values))
+    parts.append(_labels(about))
     parts.append(_scores(prepared.facts))
     parts.append(_seconds(prepared.seconds))
     body = "\n".join(part for part in parts if part)
@@ -174,6 +175,16 @@ def _bars(title: str, note: str, values: Mapping[str, int]) -> str:
     largest = max(values.values()) or 1
     ordered = sorted(values.items(), key=lambda item: (-item[1], item[0]))[:40]
     return _table(title, note, ("", "", ""), [_row(key, (f"{n:,}",), n / largest) for key, n in ordered])
+
+
+def _labels(about: Mapping[str, Any]) -> str:
+    """Show the positive texts of each category, of a corpus of labelled texts."""
+    if "labels" not in about:
+        return ""
+    splits = [split["labels"] for split in about["splits"].values()]
+    positive = {name: sum(split[name]["positive"] for split in splits) for name in about["labels"]["categories"]}
+    note = f"Positive texts of both splits by category of {about['labels']['taxonomy']}. A text may have several."
+    return _bars("Labels", note, positive)
 
 
 def _seconds(seconds: Mapping[str, tuple[int, float]]) -> str:

@@ -37,8 +37,9 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
     """Print the table and the path of the corpus, and write the report page to the `work` folder."""
     page = work / "report.html"
     dropped: list[DropExample] = []
-    with suppress(ConfigError):  # the record of a run is damaged: the page has no examples
-        dropped = dropped_documents(work, most_shards=_SHARDS_OF_PAGE).examples
+    if "labels" not in prepared.description:  # whose texts are offensive: no page shows them
+        with suppress(ConfigError):  # the record of a run is damaged: the page has no examples
+            dropped = dropped_documents(work, most_shards=_SHARDS_OF_PAGE).examples
     chats = work / CHATS_FILE
     with disk_errors(page):
         page.write_text(report_page(prepared, dropped), encoding="utf-8")
@@ -54,6 +55,8 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
     for line in length_lines(prepared.facts.get("render", [])):
         console.print(line, highlight=False, soft_wrap=True)
     description = prepared.description
+    if "labels" in description:
+        console.print(labels_table(description))
     for name, split in description["splits"].items():
         first = prepared.folder / split["shards"][0]["name"]
         more = f" and {len(split['shards']) - 1} more" if len(split["shards"]) > 1 else ""
@@ -205,6 +208,19 @@ def counts_table(counts: Sequence[Counts]) -> Table:
         table.add_row(row.step, *numbers, in_bytes(row.bytes_in), in_bytes(row.bytes_out), style="bold")
         for reason, n in sorted(row.dropped.items(), key=lambda item: (-item[1], item[0])):
             table.add_row(f"  {reason}", "", f"{n:,}", "", "", "")
+    return table
+
+
+def labels_table(description: Mapping[str, Any]) -> Table:
+    """Make a row a category: positive and negative labels of each split."""
+    table = Table(title="labels by category", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("category")
+    for split in description["splits"]:
+        for kind in ("positive", "negative"):
+            table.add_column(f"{split} {kind}", justify="right")
+    for name in description["labels"]["categories"]:
+        cells = [about["labels"][name] for about in description["splits"].values()]
+        table.add_row(name, *(f"{cell[kind]:,}" for cell in cells for kind in ("positive", "negative")))
     return table
 
 

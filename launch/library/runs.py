@@ -14,7 +14,8 @@ from gpt.files.regular import read_text
 from gpt.training.config import ObjectiveConfig
 from launch.commands.data.prepare import import_packages
 from launch.config.lengths import without_replaced
-from launch.config.recipe import build, find_recipe, read_toml
+from launch.config.prepare_config import prepare_config
+from launch.config.recipe import find_recipe, read_toml
 from launch.config.run_config import build_run_config
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.rank_process import StopSignals
@@ -77,9 +78,8 @@ def prepare(recipe: str | Path, settings: Settings | None = None, *, workers: in
     import_packages()
     from data_prep.execution.progress import ProgressBars
     from data_prep.pipeline import prepare as run_stages
-    from data_prep.recipe import PrepareConfig
 
-    config = build(PrepareConfig, _with(read_toml(find_recipe(str(recipe))), settings), where="")
+    config = prepare_config(_with(read_toml(find_recipe(str(recipe))), settings))
     return run_stages(config, n_workers=workers, progress=ProgressBars(table_console(), every_s=30.0))
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpt.errors import ConfigError, import_extra
 from gpt.telemetry.output import own_output
-from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
+from launch.config.prepare_config import prepare_config
+from launch.config.recipe import apply_overrides, find_recipe, read_toml
 from launch.processes.environment import ray_cluster, slurm_array_share
 from launch.processes.terminal import table_console
 
@@ -74,14 +75,13 @@ def run(args: argparse.Namespace) -> int:
     from data_prep.execution.progress import ProgressBars
     from data_prep.pipeline import prepare
     from data_prep.plan import plan
-    from data_prep.recipe import PrepareConfig
     from data_prep.reports.dropped import dropped_documents
     from data_prep.reports.plan import show_dry_run, show_status
     from data_prep.reports.table import show, show_dropped, show_lost
 
     _check(args)
     console = table_console()
-    config = build(PrepareConfig, apply_overrides(read_toml(find_recipe(args.recipe)), args.overrides), where="")
+    config = prepare_config(apply_overrides(read_toml(find_recipe(args.recipe)), args.overrides))
     if args.explain is not None:
         _explain(args.explain, config, console)
     elif args.dropped is not None:
@@ -126,7 +126,8 @@ def _explain(wanted: str, config: "PrepareConfig", console: "Console") -> None:
     except (ConfigError, KeyError, TypeError):
         split = config.output.split
     if Path(wanted).is_file():
-        fates = explain_file(config.output.work_folder, Path(wanted), config.input, config.conversations)
+        sections = config.input, config.conversations
+        fates = explain_file(config.output.work_folder, Path(wanted), *sections, labels=config.labels)
         show_file(fates, split, console)
     else:
         find = explain_url if wanted.startswith(("http://", "https://")) else explain

@@ -1,0 +1,40 @@
+"""Read the recipe of `triaxial prepare`. The categories of a section [labels] come from its taxonomy."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt.errors import ConfigError
+from gpt.moderation.taxonomy import read_taxonomy
+from launch.config.recipe import build
+
+if TYPE_CHECKING:
+    from data_prep.recipe import PrepareConfig
+
+
+def prepare_config(table: dict[str, Any]) -> "PrepareConfig":
+    """The recipe of a TOML table with its overrides. ConfigError: a key, or the taxonomy, is invalid."""
+    from data_prep.recipe import PrepareConfig  # loads the packages of the extra `data`
+
+    return build(PrepareConfig, with_taxonomy(table), where="")
+
+
+def with_taxonomy(table: dict[str, Any]) -> dict[str, Any]:
+    """The table with the categories of labels.taxonomy, as data_prep takes them: it reads no taxonomy itself.
+
+    ConfigError: the taxonomy breaks a rule, or the recipe names other categories.
+    """
+    labels = table.get("labels")
+    if not isinstance(labels, dict) or not isinstance(labels.get("taxonomy"), str):
+        return table
+    taxonomy = read_taxonomy(Path(labels["taxonomy"]))
+    found: dict[str, Any] = {
+        "categories": {one.id: one.parent or "" for one in taxonomy.categories},
+        "version": taxonomy.label,
+        "digest": taxonomy.digest,
+    }
+    for key, value in found.items():
+        if labels.get(key, value) != value:
+            raise ConfigError(
+                f"labels.{key} is invalid: it is not that of labels.taxonomy = '{labels['taxonomy']}'. Remove it"
+            )
+    return {**table, "labels": {**labels, **found}}
