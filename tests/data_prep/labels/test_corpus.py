@@ -133,7 +133,7 @@ def test_labels_go_with_their_texts(tmp_path, make_tokenizer):
                 "positive": marks.count("+"),
                 "negative": marks.count("-"),
             }
-    verify(folder, n_threads=1)
+    assert not verify(folder, n_threads=1).faults
     assert "labels: B: not both positive and negative labels in the training split" in screen
     page = (recipe.output.work_folder / "report.html").read_text()
     for text in texts:
