@@ -81,6 +81,10 @@ COMMANDS = {
         "launch.commands.judging.toxicity",
         "continue prompts, score the texts, and report how toxic they get",
     ),
+    "moderate select": (
+        "launch.commands.moderate.select",
+        "choose the texts to label next from scored texts, by three pipelines",
+    ),
     "moderate taxonomy": (
         "launch.commands.moderate.taxonomy",
         "check the categories of a moderation system, show them to labellers, migrate labels",

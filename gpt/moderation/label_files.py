@@ -43,7 +43,7 @@ def read_labelled(
     line. No error quotes a text.
     """
     counts = LabelCounts() if counts is None else counts
-    for number, values in _records(path):
+    for number, values in read_records(path):
         counts.lines += 1
         found = labelled_text(values, taxonomy, names, where=f"{path}, {number}")
         if found is None:
@@ -75,7 +75,7 @@ def as_line(one: LabelledText, taxonomy: Taxonomy) -> dict[str, Any]:
     return values | {key: value for key, value in more.items() if value} | {"taxonomy": taxonomy.label}
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (its place, the fields) of each record."""
     name = path.name.removesuffix(".gz")
     ending = Path(name).suffix
