@@ -93,6 +93,10 @@ COMMANDS = {
         "launch.commands.moderate.labels",
         "read labelled texts of any form, merge labellers and count labels",
     ),
+    "moderate label": (
+        "launch.commands.moderate.label",
+        "let people label texts on a local page, by keyboard; show how far they agree",
+    ),
     "convert": ("launch.commands.convert", "convert a model to or from another library's format"),
     "parity": ("launch.commands.parity", "show that a recipe trains the same model on every layout"),
     "doctor": ("launch.commands.doctor", "show what this machine offers and what would break a run"),

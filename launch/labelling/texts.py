@@ -1,0 +1,80 @@
+"""Read the texts to label: files of selections, scores, labels, or any JSON lines with a "text"."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt.errors import ConfigError
+from gpt.files.json_files import read_json_lines
+from gpt.moderation.labels import text_id
+
+COPIED = ("groups", "source", "pipeline", "weight")  # from the line of a text to the lines of its labels
+
+
+@dataclass(frozen=True)
+class TextToLabel:
+    """A text, and the fields of its line that its labels repeat."""
+
+    id: str
+    text: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TextsToLabel:
+    """The texts in the order of the files, each once; records that already have labels; lines left out by reason."""
+
+    texts: tuple[TextToLabel, ...]
+    labelled: tuple[dict[str, Any], ...]
+    left_out: Counter[str]
+
+
+def read_texts(paths: Sequence[Path]) -> TextsToLabel:
+    """Read the files. The first line of an id counts.
+
+    ConfigError: a file cannot be read, a line is no JSON object, or no line has a text.
+    """
+    texts: dict[str, TextToLabel] = {}
+    labelled: list[dict[str, Any]] = []
+    left_out: Counter[str] = Counter()
+    for record in _records(paths):
+        text = record.get("text")
+        if not isinstance(text, str) or not text.strip():
+            left_out['no "text"'] += 1
+            continue
+        if not _is_unicode(text):
+            left_out["not Unicode: a half of a surrogate pair"] += 1
+            continue
+        given = record.get("id")
+        found = TextToLabel(
+            given if isinstance(given, str) and given else text_id(text),
+            text,
+            {key: record[key] for key in COPIED if record.get(key) is not None},
+        )
+        is_labelled = isinstance(record.get("labels"), dict) and isinstance(record.get("labeller"), str)
+        if is_labelled:
+            labelled.append({**record, "id": found.id})
+        if found.id not in texts:
+            texts[found.id] = found
+        elif texts[found.id].text != text:
+            left_out["another text has its id"] += 1
+        elif not is_labelled:  # two labellers' lines of one text are no repetition
+            left_out["repeated"] += 1
+    if not texts:
+        raise ConfigError(f'{paths[0]} has no text to label: give JSON lines with a "text", such as those of `select`.')
+    return TextsToLabel(tuple(texts.values()), tuple(labelled), left_out)
+
+
+def _records(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        yield from (record for _, record in read_json_lines(path))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,131 @@
+"""A real browser labels by keyboard: nothing is lost by a reload or a crash, and no text becomes part of the page."""
+
+from launch.labelling.page import labelling_page
+from launch.labelling.texts import TextToLabel
+
+COUNT = "document.getElementById('count').textContent"
+
+
+def begun(tab):
+    tab.until("document.getElementById('text')?.textContent.length > 0")
+    return tab
+
+
+def label(tab, keys, done):
+    """Press keys, then Enter, and wait until the server has counted the answer."""
+    for key in keys:
+        tab.press(key)
+    tab.press("Enter")
+    tab.until(f"{COUNT}.startsWith('{done} of')")
+
+
+def text_of(tab):
+    return tab.value("document.getElementById('text').textContent")
+
+
+def test_fifty_texts_by_keyboard_with_a_reload_and_a_crash_in_the_middle(task_of, serving, browsing, lines):
+    marks = {0: "", 1: "a", 2: "b", 3: "l", 4: "l3"}
+    with serving(task_of(50)) as server:
+        with browsing() as browser:
+            tab = begun(browser.page(server.urls["ana"]))
+            for i in range(20):
+                label(tab, marks[i % 5], i + 1)
+            for key in "lx":  # marks of a text that is not finished
+                tab.press(key)
+            tab.press("2")  # x has no severity: the number is ignored
+            tab.reload()
+            begun(tab)
+            assert tab.value(f"{COUNT}").startswith("20 of 50")
+            pressed = "[...document.querySelectorAll('.mark')].map((one) => one.getAttribute('aria-pressed')).join()"
+            assert tab.value(pressed) == "false,false,true,true", "the marks are still there"
+            tab.press("x")
+            tab.press("l")
+            for i in range(20, 35):
+                label(tab, marks[i % 5], i + 1)
+            browser.kill()
+        with browsing() as browser:
+            tab = begun(browser.page(server.urls["ana"]))
+            assert tab.value(f"{COUNT}").startswith("35 of 50")
+            for i in range(35, 50):
+                label(tab, marks[i % 5], i + 1)
+            assert tab.value("!document.getElementById('done').hidden")
+    found = lines()
+    # the text that the killed browser showed comes last
+    assert [line["id"] for line in found] == [f"t{i}" for i in (*range(35), *range(36, 50), 35)]
+    assert {line["labeller"] for line in found} == {"ana"}
+    none = {"A": 0, "B": 0, "L": 0, "L3": 0, "X": 0}
+    want = {
+        0: none,
+        1: {**none, "A": 1},
+        2: {**none, "A": 1, "B": 1},
+        3: {**none, "L": 1},
+        4: {**none, "L": 1, "L3": 1},
+    }
+    assert [line["labels"] for line in found] == [want[i % 5] for i in range(50)], "a bird is an animal"
+    assert [line.get("severity") for line in found[3:5]] == [{"L": 1}, {"L": 3}]
+    assert all(0 <= line["seconds"] < 600 for line in found)
+
+
+def test_hostile_texts_keys_two_windows_and_a_server_that_is_away(
+    task_of, serving, browsing, lines, hostile, browser_module
+):
+    texts = [TextToLabel(f"t{i}", f"{hostile} {i}") for i in range(6)]
+    with browsing() as browser:
+        with serving(task_of(texts=texts), ["ana", hostile.replace("\u2028", "")[:80]], blur=True) as server:
+            tab = begun(browser.page(server.urls["ana"]))
+            assert text_of(tab) == f"{hostile} 0"
+            other = begun(browser.page(server.urls["ana"]))
+            assert text_of(other) == f"{hostile} 1", "a second window gets another text"
+            begun(browser.page(list(server.urls.values())[1]))
+            assert tab.value("document.body.className") == "blurred"
+            tab.press(" ")
+            assert tab.value("document.body.className") == ""
+            tab.press("x", shift=True)
+            tab.press("x")
+            tab.press("b", shift=True)
+            label(tab, "", 1)
+            assert tab.value("document.body.className") == "blurred", "the next text is blurred again"
+            tab.press("ArrowRight")  # skips t2
+            tab.until(f"{COUNT}.startsWith('2 of')")
+            tab.press("Backspace")
+            tab.until(f"{COUNT}.startsWith('1 of')")
+            assert text_of(tab) == f"{hostile} 2"
+            tab.press("?")
+            tab.until("document.getElementById('help').open")
+            tab.press("a")  # the window of keys takes it
+            tab.press("Escape")
+            tab.until("!document.getElementById('help').open")
+            assert tab.value("document.querySelectorAll('.row.yes').length") == 0
+            for page in (tab, other):
+                assert page.value("document.title") == "Label texts"
+                assert page.value("document.images.length + document.querySelectorAll('main b:not(li b)').length") == 0
+            port = server.server_port
+            token = server.tokens["ana"]
+        tab.press("a")
+        tab.press("Enter")  # the server is away: the page keeps the answer
+        tab.until("!document.getElementById('problem').hidden")
+        with serving(task_of(texts=texts), ["ana"], port=port) as server:
+            server.tokens["ana"] = token
+            tab.until(f"{COUNT}.startsWith('2 of')")
+            assert tab.value("document.getElementById('problem').hidden")
+            server.tokens["ana"] = "another"
+            tab.press("Enter")
+            tab.until("document.getElementById('problem').textContent.includes('no longer valid')")
+        thrown = [e for e in browser.events if e["method"] == "Runtime.exceptionThrown"]
+        assert thrown == []
+    found = [(line["id"], line["labels"]) for line in lines()]
+    assert found == [
+        ("t0", {"A": None, "B": None, "L": 0, "L3": 0, "X": 1}),
+        ("t2", {}),
+        ("t2", {}),
+        ("t2", {"A": 1, "B": 0, "L": 0, "L3": 0, "X": 0}),
+    ], "an unsure bird leaves the animal unsure"
+
+
+def test_the_page_runs_its_own_script_only(taxonomy, hostile):
+    page = labelling_page(taxonomy, labeller=hostile, blur=False)
+    assert page.count("<script") == 2
+    assert "<img" not in page
+    assert "default-src &#x27;none&#x27;" in page
+    assert "http://" not in page.replace("http-equiv", "")
+    assert "https://" not in page

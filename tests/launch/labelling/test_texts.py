@@ -1,0 +1,53 @@
+"""The texts to label come from selections, scores, labels and other tools."""
+
+import json
+
+import pytest
+
+from gpt.errors import ConfigError
+from gpt.moderation.labels import text_id
+from launch.labelling.texts import read_texts
+
+
+def write(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_a_text_keeps_what_its_labels_repeat(tmp_path):
+    line = {"text": "one", "scores": {"A": 0.7}, "pipeline": "above:A", "weight": 2.5, "groups": {"language": "en"}}
+    found = read_texts([write(tmp_path / "selection.jsonl", line, {"id": "x", "text": "two"})])
+    assert [text.id for text in found.texts] == [text_id("one"), "x"]
+    assert found.texts[0].fields == {"pipeline": "above:A", "weight": 2.5, "groups": {"language": "en"}}
+    assert found.texts[1].fields == {}
+
+
+def test_each_text_is_asked_once_and_the_rest_is_counted(tmp_path):
+    path = write(
+        tmp_path / "texts.jsonl",
+        {"id": "x", "text": "one"},
+        {"id": "x", "text": "one"},
+        {"id": "x", "text": "another"},
+        {"id": "y"},
+        {"text": "  "},
+        {"text": "half \ud800"},
+        {"id": "z", "text": "labelled", "labels": {"A": 1}, "labeller": "ana"},
+        {"id": "z", "text": "labelled", "labels": {"A": 0}, "labeller": "ben"},
+    )
+    found = read_texts([path])
+    assert [text.id for text in found.texts] == ["x", "z"]
+    assert found.left_out == {
+        'no "text"': 2,
+        "repeated": 1,
+        "another text has its id": 1,
+        "not Unicode: a half of a surrogate pair": 1,
+    }
+    assert [record["labeller"] for record in found.labelled] == ["ana", "ben"]
+
+
+def test_a_file_without_texts_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="has no text to label"):
+        read_texts([write(tmp_path / "empty.jsonl", {"prompt": "x"})])
+    (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    with pytest.raises(ConfigError, match="line 2 is not JSON"):
+        read_texts([tmp_path / "broken.jsonl"])
