@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import signal
+from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from gpt.data.config import DataConfig
@@ -14,7 +16,8 @@ from gpt.telemetry.screen import human_count
 from gpt.training.objective import Objective
 from launch.config.objectives import program_of
 from launch.config.run_config import RunConfig
-from launch.processes.local_ranks import fork_server, signals_unwind
+from launch.processes.failures import describe_exit
+from launch.processes.local_ranks import end_with_launcher, fork_server, signals_unwind
 from launch.processes.terminal import work_progress
 from launch.reports.written import json_destination
 from launch.training.build import build_objective
@@ -53,22 +56,56 @@ def measure(settings: EngineSettings, objective: Objective, ranks: list[int], *,
         with work_progress() as progress:
             progress.start("measuring a rank")
             return [work(rank=ranks[0])]
-    context = fork_server(["parallel.planner.dry_run"])  # torch is imported once
-    at_once = min(len(ranks), os.cpu_count() or 1)
-    with signals_unwind(), ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1) as pool:
+    context = fork_server(["parallel.planner.dry_run", "launch.planning.dry_run"])  # torch is imported once
+    found: dict[int, RankReport] = {}
+    waiting, running = list(ranks), dict[Connection, tuple[int, BaseProcess]]()
+    with signals_unwind(), work_progress() as progress:
+        progress.start(f"measuring {len(ranks)} kinds of ranks", total=len(ranks))
         try:
-            jobs = [pool.submit(work, rank=rank) for rank in ranks]
-            with work_progress() as progress:
-                progress.start(f"measuring {len(ranks)} kinds of ranks", total=len(ranks))
-                for job in as_completed(jobs):
-                    job.result()
+            while waiting or running:
+                while waiting and len(running) < (os.cpu_count() or 1):
+                    ours, theirs = context.Pipe(duplex=False)
+                    process = context.Process(target=_send_report, args=(theirs, work, waiting[0]), daemon=True)
+                    process.start()
+                    theirs.close()
+                    running[ours] = (waiting.pop(0), process)
+                for answered in wait(list(running)):
+                    assert isinstance(answered, Connection)
+                    rank, measuring = running.pop(answered)
+                    found[rank] = _received(answered, measuring, rank)
                     progress.advance()
-            return [job.result() for job in jobs]
-        except BaseException:  # a signal too: the pool would wait for its workers
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            pool.shutdown(cancel_futures=True)
-            raise
+        finally:
+            for _, measuring in running.values():
+                measuring.kill()
+    return [found[rank] for rank in ranks]
+
+
+def _send_report(connection: Connection, work: Callable[..., RankReport], rank: int) -> None:
+    """The body of the process that measures a rank: send its report, or the user's mistake."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the command handles it
+    end_with_launcher()
+    try:
+        connection.send(work(rank=rank))
+    except ConfigError as error:
+        connection.send(error)
+
+
+def _received(connection: Connection, process: BaseProcess, rank: int) -> RankReport:
+    with connection:
+        try:
+            answer = connection.recv()
+        except EOFError:
+            process.join()
+            how = describe_exit(process.exitcode or 0)
+            raise ConfigError(
+                f"--dry-run: the process that measured rank {rank} ended early ({how}). Use --rank {rank} to measure "
+                f"it alone"
+            ) from None
+    process.join()
+    if isinstance(answer, ConfigError):
+        raise answer
+    assert isinstance(answer, RankReport)
+    return answer
 
 
 def ranks_to_show(settings: EngineSettings) -> dict[int, tuple[int, ...]]:

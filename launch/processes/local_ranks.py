@@ -134,7 +134,7 @@ def _serve(
     gc.freeze()  # a collection would copy the pages of all objects that the fork server has loaded
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the launcher handles it
     die_with_parent()
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    end_with_launcher()
     share_machine(nproc, secret)
     log = _log(Path(logs), rank)
     with log.open("ab") as file:
@@ -153,16 +153,20 @@ def _serve(
         sys.exit(1)
 
 
-def _end_with_launcher() -> None:
-    """End this rank when its launcher is gone, even by kill -9.
+def end_with_launcher() -> None:
+    """From now on, end this process of a fork server when its launcher is gone, even by kill -9.
 
     The kernel's signal does not do that: it watches the fork server, which is the parent. The server lives as long as
     any rank, because it exits only when its pipe is closed and every rank holds that pipe open.
     """
     launcher = multiprocessing.parent_process()  # the process that asked the fork server for this rank, not getppid()
     assert launcher is not None
-    launcher.join()
-    os._exit(1)
+
+    def watch() -> None:
+        launcher.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _log(logs: Path, rank: int) -> Path:

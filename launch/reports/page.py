@@ -140,8 +140,7 @@ def _scientific(value: float) -> str:
 
 
 def _count(value: float) -> str:
-    text = human_count(value)
-    return text.replace(".00", "") if ".00" in text else re.sub(r"(\.\d)0(?=\D)", r"\1", text)
+    return re.sub(r"\.?0+(?=[kMBT])|\.(?=[kMBT])", "", text) if "." in (text := human_count(value)) else text
 
 
 def _percent(value: float) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -51,6 +52,17 @@ def test_tables_of_each_kind_of_stage(tiny_corpus, tmp_path):
     sends = [entry for entry in rank["traffic"] if entry["kind"] == "send"]
     tied = 512 // 2 * 32 // 2 * 4
     assert sends == [{"axis": "pipeline", "kind": "send", "ranks": 2, "count": 5, "bytes": 4 * 64 // 2 * 32 * 4 + tied}]
+
+
+def test_a_signal_ends_it_without_a_word_of_python():
+    """No worker is left, and no warning of semaphores that nobody removed."""
+    words = [*TRIAXIAL, "gpt3_175b", "--dry-run", "--ranks", "512"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        assert process.stdout.readline().startswith("dry run of")
+        time.sleep(1)  # its workers start now
+        process.send_signal(signal.SIGTERM)
+        said, warned = process.communicate(timeout=60)  # ends only when the workers have closed the pipes too
+    assert (process.returncode, said, warned) == (128 + signal.SIGTERM, "", "")
 
 
 def test_gpt3_175b_on_1024_ranks_in_little_memory(tmp_path):
