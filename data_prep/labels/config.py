@@ -18,6 +18,8 @@ class LabelsConfig:
     merge: VoteRule = "majority"
     """The label of a text that is in several lines of a file: that of the `majority`, positive if `any` line is, or
     unknown unless they are `unanimous`. Ties are unknown."""
+    keep_unlabelled: bool = False
+    """Keep texts without any known label. Only domain adversarial training learns from them, as its target domain."""
     categories: dict[str, str] = field(default_factory=dict)
     """The categories in their order with the parent of each, "" without one. `triaxial prepare` takes them from
     `taxonomy`."""

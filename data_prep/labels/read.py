@@ -40,7 +40,7 @@ class _Lines:
 
     text: str
     source_id: str
-    rows: list[States] = field(default_factory=list)
+    rows: dict[str, States] = field(default_factory=dict)  # by labeller; those without a name by their position
     places: list[tuple[int, int]] = field(default_factory=list)  # (offset, bytes)
 
 
@@ -53,9 +53,10 @@ def label_read_task(reading: InputConfig, labels: LabelsConfig) -> LabelReadTask
 def read_file(config: LabelReadTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: an input file, or the stub of a remote one, to (shard, trace).
 
-    The lines of a text are merged into one document. A positive child makes its unknown ancestors positive. Drops:
-    `no_text`, `no_label`, `contradictory_labels`, and `merged_line` for each further line of a text. Labels outside
-    the taxonomy are set aside. Facts: those of `CountedFile`. Memory: the texts of the file.
+    The lines of a text are merged into one document: the last one of each labeller counts. A positive child makes its
+    unknown ancestors positive. Drops: `no_text`, `no_label`, `contradictory_labels`, and `merged_line` for each further
+    line of a text. Labels outside the taxonomy are set aside. Facts: those of `CountedFile`. Memory: the texts of the
+    file.
     """
     with (
         local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path,
@@ -81,7 +82,8 @@ def read_file(config: LabelReadTask, inputs: tuple[Path, ...], outputs: tuple[Pa
                 continue
             given = record.values.get(config.input.id_field)
             lines = texts.setdefault(text, _Lines(text, "" if given is None else str(given)[:200]))
-            lines.rows.append(states)
+            labeller = record.values.get("labeller")
+            lines.rows[f"by {labeller}" if labeller else f"at {record.offset}"] = states  # the last of each labeller
             lines.places.append((record.offset, record.n_bytes))
         for lines in texts.values():
             _write(lines, config.labels, origin, found, write)
@@ -130,7 +132,7 @@ def states_of(document: Document) -> States:
 
 
 def _write(lines: _Lines, config: LabelsConfig, origin: Origin, found: Tally, write: Any) -> None:
-    states = vote(np.stack(lines.rows), rule=config.merge)
+    states = vote(np.stack(list(lines.rows.values())), rule=config.merge)
     document = text_document(lines.text, with_ancestors(states, config.parents), lines.source_id)
     for offset, n_bytes in lines.places[1:]:
         found.drop("merged_line", n_bytes, origin.position_id(offset), detail=f"part of {document.id}")
@@ -138,7 +140,7 @@ def _write(lines: _Lines, config: LabelsConfig, origin: Origin, found: Tally, wr
     if wrong.any():
         names = [name for name, is_wrong in zip(config.categories, wrong.tolist(), strict=True) if is_wrong]
         found.drop("contradictory_labels", document.n_bytes, document.id, detail=f"{', '.join(names)}: parent negative")
-    elif (states == UNKNOWN).all():
+    elif not config.keep_unlabelled and (states == UNKNOWN).all():
         found.drop("no_label", document.n_bytes, document.id)
     else:
         write(document)

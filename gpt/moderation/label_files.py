@@ -76,14 +76,17 @@ def as_line(one: LabelledText, taxonomy: Taxonomy) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (its place, the fields) of each record."""
+    """Yield (its place, such as "line 3"; the fields) of each record of JSON lines, CSV or Parquet, by the ending.
+
+    Values of CSV are texts. ConfigError: the file is missing, damaged or not UTF-8, or a line is no object.
+    """
     name = path.name.removesuffix(".gz")
     ending = Path(name).suffix
     if ending == ".parquet" and name == path.name:
         yield from _parquet(path)
         return
     if ending not in (".jsonl", ".json", ".csv", ".tsv"):
-        raise ConfigError(f"{path} is invalid: the name of a file of labelled texts {_ENDINGS}")
+        raise ConfigError(f"{path} is invalid: the name {_ENDINGS}")
     try:
         with open_regular(path) as raw:
             file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.suffix == ".gz" else raw

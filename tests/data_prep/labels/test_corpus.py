@@ -89,6 +89,7 @@ def test_labels_go_with_their_texts(tmp_path, make_tokenizer):
     records += [
         {"text": "child", "labels": {"B": 1}},  # its parent is positive too
         {"text": "top level", "A": "0", "B": None, "C": 0.7, "row": 3},
+        {"text": "Two labellers", "labels": {"A": 0, "C": 0}, "labeller": "ana"},  # a later line replaces it
         {"text": "Two labellers", "labels": {"A": 1, "C": 1}, "labeller": "ana"},
         {"text": "Two labellers", "labels": {"A": 1, "C": 0}, "labeller": "bo"},
         {"text": "two  LABELLERS", "labels": {"A": 0}},  # another text, in the same split
@@ -109,7 +110,7 @@ def test_labels_go_with_their_texts(tmp_path, make_tokenizer):
     assert dropped(prepared) == {
         ("read", "not_utf8"): 1,
         ("labels", "contradictory_labels"): 1,
-        ("labels", "merged_line"): 1,
+        ("labels", "merged_line"): 2,
         ("labels", "no_label"): 1,
         ("labels", "no_text"): 1,
         ("labels", "quarantined"): 4,
@@ -140,8 +141,19 @@ def test_labels_go_with_their_texts(tmp_path, make_tokenizer):
         assert f">{text}<" not in page, "reports show no labelled text"
     assert "labels by category" in screen
     fates = explain_file(recipe.output.work_folder, source, recipe.input, labels=recipe.labels)
-    assert sum(fate.dropped is not None for fate in fates) == 11
+    assert sum(fate.dropped is not None for fate in fates) == 12
     assert plan(recipe).is_complete
+
+
+def test_unlabelled_texts_are_kept_on_request(tmp_path, make_tokenizer):
+    tokenizer = make_tokenizer()
+    records = [{"text": f"text {n}", "labels": {"A": n % 2} if n < 20 else {}} for n in range(30)]
+    source = write(tmp_path / "a.jsonl", records)
+    recipe = config(tmp_path, [source], tokenizer, {"A": ""}, keep_unlabelled=True)
+    prepared, _ = run(recipe)
+    assert dropped(prepared) == {}
+    texts = found_in(recipe.output.corpus_folder, tokenizer, 1)
+    assert {texts[f"text {n}"][1] for n in range(20, 30)} == {"?"}
 
 
 def test_long_texts_are_cut_and_keep_their_labels(tmp_path, make_tokenizer):
