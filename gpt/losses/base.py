@@ -1,6 +1,6 @@
 """The interface of a loss: it returns a sum, a count and metrics, never a mean."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -99,6 +99,15 @@ class TokenLikelihood(Protocol):
 
     def perplexity(self, mean: float) -> float:
         """e^mean, finite."""
+        ...
+
+
+@runtime_checkable
+class ShownMetrics(Protocol):
+    """A loss whose metrics of an evaluation are shown in another form, such as the ratios of two of them."""
+
+    def shown(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The values to log. `metrics`: by `evaluation_names`, each divided by the count of the loss."""
         ...
 
 

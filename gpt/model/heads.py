@@ -3,7 +3,7 @@
 A head maps hidden states (b, t, d) to (b, t, k). Pass one to `GPT(config, head=...)`.
 """
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch.nn import functional
 
 from gpt.losses.base import VocabularyOutputs, whole_vocabulary
 from gpt.model.config import ModelConfig
+from gpt.model.dropout import BlockDropout, ResidualDropout
+
+_LAYER = -1  # of a head, in the keys of dropout: blocks count from 0
 
 
 class VocabularyHead(nn.Linear):
@@ -32,8 +35,14 @@ class ScalarHead(nn.Module):
         self.value = nn.Linear(config.d_model, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        wide = torch.promote_types(hidden.dtype, torch.float32)  # bf16 would round rewards to 3 digits
-        return functional.linear(hidden.to(wide), self.value.weight.to(wide), self.value.bias.to(wide))
+        return wide_linear(hidden, self.value)
+
+
+def wide_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """A linear layer with a bias in at least fp32, also of bf16 inputs and weights: bf16 would round a score to 3
+    digits."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return functional.linear(x.to(wide), layer.weight.to(wide), layer.bias.to(wide))
 
 
 class ClassHead(nn.Linear):
@@ -47,8 +56,36 @@ class NoHead(nn.Identity):
     """The normalised hidden states themselves, (b, t, d)."""
 
 
-def head_outputs(head: nn.Module, hidden: Tensor) -> Any:
-    """The input of a loss, on one device: VocabularyOutputs of a vocabulary head, else the head's output (b, t, k)."""
+@runtime_checkable
+class DroppingHead(Protocol):
+    """A head that sets elements to 0 in training, the share `dropout_rate` of them, by masks that no layout changes."""
+
+    dropout_rate: float
+
+    def __call__(self, hidden: Tensor, dropout: BlockDropout | None = None) -> Tensor:
+        """(b, t, k) from (b, t, d). Without `dropout` nothing is dropped."""
+        ...
+
+
+def drops(head: nn.Module | None) -> bool:
+    """Return whether a head drops elements in training."""
+    return isinstance(head, DroppingHead) and head.dropout_rate > 0
+
+
+def head_outputs(head: nn.Module, hidden: Tensor, keys: Tensor | None = None) -> Any:
+    """The input of a loss, on one device: VocabularyOutputs of a vocabulary head, else the head's output (b, t, k).
+
+    `keys`: see `run_head`.
+    """
     if isinstance(head, VocabularyHead):
         return VocabularyOutputs(hidden, head.weight, whole_vocabulary(head.vocab_size))
-    return head(hidden)
+    return run_head(head, hidden, keys)
+
+
+def run_head(head: nn.Module, hidden: Tensor, keys: Tensor | None) -> Tensor:
+    """A head's output (b, t, k). `keys` (b, t): those of the positions, for dropout in training; None drops nothing."""
+    if keys is None or not drops(head):
+        y: Tensor = head(hidden)
+        return y
+    assert isinstance(head, DroppingHead)
+    return head(hidden, ResidualDropout(keys, head.dropout_rate).of_layer(_LAYER))

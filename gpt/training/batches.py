@@ -59,9 +59,7 @@ class BatchReader:
         return self._with_keys(self.objective.batch(self.data.blank(len(positions))), positions)
 
     def _with_keys(self, batch: Batch, positions: Ints) -> Batch:
-        """The batch with the keys from which dropout draws its masks, if there is any."""
-        if self.run.config.residual_dropout == 0:
-            return batch
+        """The batch with the keys from which dropout draws its masks."""
         return replace(batch, row_keys=torch.from_numpy(row_keys(self.data.seed, positions)))
 
     def announce(self, step: int, skipped: SkippedData) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from gpt.data.dataset import ValidationData
 from gpt.data.sampling import DamagedSamples, Samples
 from gpt.errors import ConfigError
-from gpt.losses.base import Loss, TokenLikelihood
+from gpt.losses.base import Loss, ShownMetrics, TokenLikelihood
 from gpt.losses.batch import Batch
 from gpt.token_files.checksums import DamagedTokens
 from gpt.training.config import CheckpointConfig
@@ -103,7 +103,8 @@ def validation_values(results: Mapping[str, Totals], loss: Loss) -> dict[str, fl
         values[f"validation/{name}/loss"] = totals.mean
         if isinstance(loss, TokenLikelihood):
             values[f"validation/{name}/perplexity"] = loss.perplexity(totals.mean)
-        values |= {f"validation/{name}/{metric}": value for metric, value in totals.metrics.items()}
+        shown = loss.shown(totals.metrics) if isinstance(loss, ShownMetrics) else totals.metrics
+        values |= {f"validation/{name}/{metric}": value for metric, value in shown.items()}
     return values
 
 

@@ -8,12 +8,14 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
+from gpt.moderation.config import ClassifierConfig
 from gpt.post_training.config import DPOConfig, RewardConfig, SFTConfig
 from gpt.post_training.ppo.config import GRPOConfig, PPOConfig
 from gpt.training.config import NextTokenConfig, ObjectiveConfig
 
 OBJECTIVES: Mapping[str, type[ObjectiveConfig]] = MappingProxyType(
     {
+        "classifier": ClassifierConfig,
         "dpo": DPOConfig,
         "grpo": GRPOConfig,
         "next_token": NextTokenConfig,

@@ -14,7 +14,7 @@ from gpt.losses.batch import Batch
 from gpt.model.attention import Mask
 from gpt.model.dropout import ResidualDropout, position_keys
 from gpt.model.gpt import GPT, LayerCache
-from gpt.model.heads import head_outputs
+from gpt.model.heads import drops, head_outputs
 from gpt.model.masks import AttentionMask
 from parallel.axes.local_layers import GatheredHead
 from parallel.axes.sequence_shards import tensor_ranks
@@ -41,8 +41,8 @@ class ModelStage(nn.Module):
 
     `attention_mask(batch)` gives the mask of a micro-batch. `tensor`: the ranks that share the sequence between blocks,
     None if this rank holds it whole. `residual_dropout`: the share of elements that blocks drop, in batches that have
-    `row_keys`. `totals` collects, a tuple per micro-batch, the reported loss, its count and its
-    metrics.
+    `row_keys`; a head may drop some too. `totals` collects, a tuple per micro-batch, the reported loss, its count and
+    its metrics.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class ModelStage(nn.Module):
         self.attention_mask = attention_mask
         self.tensor = tensor
         self.residual_dropout = residual_dropout
+        self.drops = residual_dropout > 0 or drops(model.head)
         self.totals: list[tuple[Tensor, ...]] = []
 
     def forward(
@@ -84,7 +85,8 @@ class ModelStage(nn.Module):
         batch = replace(batch, inputs=x.new_empty(0))  # only the first stage has them: no mask or loss may rely on them
         if values and self.model.embed is None:  # as in training, so that compiled blocks run the same code
             x = x.detach().requires_grad_(torch.is_grad_enabled())
-        hidden = self._hidden_states(x, batch)
+        keys = self._position_keys(x, batch)
+        hidden = self._hidden_states(x, batch, keys)
         if values and self.model.head is None:
             return hidden.detach()
         if self.model.head is None:
@@ -93,9 +95,9 @@ class ModelStage(nn.Module):
             return hidden
         outputs: Any
         if self.tensor is None:
-            outputs = head_outputs(self.model.head, hidden)
+            outputs = head_outputs(self.model.head, hidden, keys)
         else:
-            outputs = sharded_head_outputs(self.model.head, hidden, self.tensor)
+            outputs = sharded_head_outputs(self.model.head, hidden, self.tensor, keys)
         if values:
             assert isinstance(self.loss, TokenValues), "this objective's loss has no values of tokens"
             return self.loss.values(outputs, batch).detach()
@@ -104,24 +106,29 @@ class ModelStage(nn.Module):
         self.totals.append((totals.reported, totals.count, *(totals.metrics[name] for name in names)))
         return totals.sum
 
-    def _hidden_states(self, x: Tensor, batch: Batch) -> Tensor:
-        length = x.size(1) * (1 if self.model.embed is not None or self.tensor is None else self.tensor.size())
+    def _hidden_states(self, x: Tensor, batch: Batch, keys: Tensor | None) -> Tensor:
+        length = self._length(x)
         mask = self.attention_mask(batch)
         if isinstance(mask, AttentionMask):
             mask = mask.for_device(rows=x.size(0), length=length, device=x.device)
         positions = batch.positions
         if positions is None and self.model.embed is None:  # x may hold only a part of the sequence
             positions = torch.arange(length, device=x.device).unsqueeze(0)
-        return self.model.hidden_states(x, positions=positions, mask=mask, dropout=self._dropout(batch, length))
+        dropout = None
+        if keys is not None and self.residual_dropout > 0:
+            dropout = ResidualDropout(keys, self.residual_dropout)
+        return self.model.hidden_states(x, positions=positions, mask=mask, dropout=dropout)
 
-    def _dropout(self, batch: Batch, length: int) -> ResidualDropout | None:
-        """The dropout of a micro-batch on this rank's share of the sequence; None in evaluation."""
-        if batch.row_keys is None or self.residual_dropout == 0:
+    def _length(self, x: Tensor) -> int:
+        """The positions of the whole sequence, of which this rank's input may hold a share."""
+        return x.size(1) * (1 if self.model.embed is not None or self.tensor is None else self.tensor.size())
+
+    def _position_keys(self, x: Tensor, batch: Batch) -> Tensor | None:
+        """The keys (b, t) from which dropout draws its masks, of this rank's share of the sequence; None without."""
+        if batch.row_keys is None or not self.drops:
             return None
-        keys = position_keys(batch.row_keys, length=length)  # (b, t)
-        if self.tensor is not None:
-            keys = tensor_ranks(self.tensor).share_of(keys)  # (b, t/tp)
-        return ResidualDropout(keys, self.residual_dropout)
+        keys = position_keys(batch.row_keys, length=self._length(x))
+        return keys if self.tensor is None else tensor_ranks(self.tensor).share_of(keys)  # (b, t/tp)
 
     def _continue(self, x: Tensor, step: CachedStep) -> Tensor:
         """The next stage's input, or on the last stage the output for the tokens at `indices`.

@@ -26,7 +26,7 @@ from torch.distributed.tensor import Placement, Replicate, Shard, distribute_ten
 from gpt.losses.base import VocabShard, VocabularyOutputs
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT, Block, Embedding
-from gpt.model.heads import VocabularyHead
+from gpt.model.heads import VocabularyHead, run_head
 from parallel.axes.sequence_shards import TensorRanks, tensor_ranks
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, weight, bias) -> x @ weight.T + bias
@@ -186,17 +186,18 @@ def allow_asynchronous(mesh: DeviceMesh) -> None:
         enable_symm_mem_for_group(mesh.get_group().group_name)
 
 
-def sharded_head_outputs(head: nn.Module, hidden: Tensor, mesh: DeviceMesh) -> Any:
+def sharded_head_outputs(head: nn.Module, hidden: Tensor, mesh: DeviceMesh, keys: Tensor | None = None) -> Any:
     """The input of a loss from a head on several tensor ranks; see gpt.model.heads.head_outputs.
 
-    `hidden` (b, t/tp, d). A vocabulary head all-gathers it and reduce-scatters its gradient; other heads, which every
-    rank holds whole, run on each rank's share and all-gather their output, (b, t, k).
+    `hidden` (b, t/tp, d) and `keys` (b, t/tp): this rank's share. A vocabulary head all-gathers it and reduce-scatters
+    its gradient; other heads, which every rank holds whole, run on each rank's share and all-gather their output,
+    (b, t, k).
     """
     ranks = tensor_ranks(mesh)
     if isinstance(head, VocabularyHead):
         shard = vocabulary_shard(head.out_features, head.vocab_size, mesh)
         return VocabularyOutputs(ranks.gathered(hidden), head.weight, shard)
-    return ranks.collected(head(hidden))
+    return ranks.collected(run_head(head, hidden, keys))
 
 
 def vocabulary_shard(rows: int, vocab_size: int, mesh: DeviceMesh) -> VocabShard:

@@ -135,8 +135,7 @@ def held_bytes(engine: MeasurableEngine) -> dict[str, int]:
 def _run_step(settings: EngineSettings, mesh: Mesh, *, data: DataConfig, objective: Objective) -> RankReport:
     layout = settings.layout
     real = objective.batch(made_up_samples(layout.micro_batches * settings.micro_batch_size, data))
-    if settings.residual_dropout:
-        real = dataclasses.replace(real, row_keys=torch.zeros(len(real), dtype=torch.int32))
+    real = dataclasses.replace(real, row_keys=torch.zeros(len(real), dtype=torch.int32))
     if isinstance(objective, ReferencedObjective):
         real = objective.with_reference(real, torch.zeros(real.inputs.shape[:2]))
     with FakeTensorMode(allow_non_fake_inputs=True), _FakeScalars():  # type: ignore[no-untyped-call]
