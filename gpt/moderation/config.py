@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gpt.errors import ConfigError, did_you_mean
+from gpt.files.json_text import decode_json
 from gpt.moderation.taxonomy import Taxonomy, parse_taxonomy, read_taxonomy
 
 if TYPE_CHECKING:
@@ -54,12 +55,13 @@ class ClassifierConfig:
         if not self.taxonomy_content:
             content = json.dumps(read_taxonomy(Path(self.taxonomy)).values(), sort_keys=True)
             object.__setattr__(self, "taxonomy_content", content)
+        taxonomy = self.read
         self._check_numbers()
         for category, weight in self.class_weights.items():
-            if category not in self.read.ids:
-                meant = did_you_mean(category, self.read.ids) or f"categories: {', '.join(self.read.ids)}"
+            if category not in taxonomy.ids:
+                meant = did_you_mean(category, taxonomy.ids) or f"categories: {', '.join(taxonomy.ids)}"
                 raise ConfigError(
-                    f"objective.class_weights.{category} is invalid: taxonomy '{self.read.label}' has no such "
+                    f"objective.class_weights.{category} is invalid: taxonomy '{taxonomy.label}' has no such "
                     f"category; {meant}"
                 )
             if not 0 < weight < float("inf"):
@@ -87,11 +89,14 @@ class ClassifierConfig:
     def read(self) -> Taxonomy:
         """The taxonomy."""
         try:
-            values = json.loads(self.taxonomy_content)
+            values = decode_json(self.taxonomy_content)
         except ValueError:
+            values = None
+        if not isinstance(values, dict):
             raise ConfigError(
-                "objective.taxonomy_content is invalid: it is not JSON. Leave it out, and name objective.taxonomy"
-            ) from None
+                "objective.taxonomy_content is invalid: must be a JSON object. Leave it out, and name "
+                "objective.taxonomy"
+            )
         return parse_taxonomy(values, where="objective.taxonomy_content")
 
     def build(self, *, z_loss: float) -> "Objective":

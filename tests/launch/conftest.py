@@ -129,6 +129,18 @@ def reward_run(tiny_corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def classifier_runs():
+    """tests/launch/classifier_runs.py as a module."""
+    return beside_this("classifier_runs")
+
+
+@pytest.fixture(scope="session")
+def classifier_run(classifier_runs, tiny_corpus, tmp_path_factory):
+    """A classifier run with its texts, labels and taxonomy; not to be changed."""
+    return classifier_runs.make_classifier_run(tiny_corpus, tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="session")
 def made(saved_runs, tmp_path_factory):
     """A run directory as training leaves it; not to be changed."""
     return saved_runs.save_training(tmp_path_factory.mktemp("run"))

@@ -1,0 +1,141 @@
+"""Labels of token files become targets at the last token of each text; corpora that do not fit are refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from gpt.data.config import CorpusConfig
+from gpt.data.sampling import CorpusFiles, Samples
+from gpt.data.sampling_rules import Documents, PackedDocuments, Windows
+from gpt.errors import ConfigError
+from gpt.losses.marks import IGNORE, PADDING
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
+from gpt.moderation.config import ClassifierConfig
+from gpt.token_files.files import TokenFileWriter
+from gpt.token_files.label_states import encode_states, label_tokens, label_values
+
+MODEL = ModelConfig(vocab_size=50, n_ctx=16, n_layers=2, d_model=16, n_heads=2)
+C = 12  # more than one value of the stream holds
+TAXONOMY = {
+    "name": "many",
+    "version": 1,
+    "category": [{"id": f"C{i}", "title": f"c {i}", "definition": f"about {i}"} for i in range(C)],
+}
+
+
+def config(**more):
+    return ClassifierConfig(taxonomy_content=json.dumps(TAXONOMY), **{"hidden": 4, **more})
+
+
+def write_corpus(folder, states, *, lengths, labelled=True):
+    """Documents of these lengths; `states` (n, C) of their labels."""
+    draw, k = np.random.default_rng(0), label_tokens(C)
+    with (
+        TokenFileWriter(folder / "texts", vocab_size=50) as tokens,
+        TokenFileWriter(folder / "texts_labels", vocab_size=label_values(C)) as labels,
+    ):
+        for length, codes in zip(lengths, encode_states(np.asarray(states, dtype=np.int8)), strict=True):
+            tokens.add_document(draw.integers(0, 50, size=length))
+            values = np.zeros(length, dtype=np.int64)
+            values[length - k :] = codes[::-1]
+            labels.add_document(values)
+    return CorpusConfig(str(folder / "texts"), streams={"labels": str(folder / "texts_labels")} if labelled else {})
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_targets_stand_at_the_last_token_of_each_text(labelled):
+    states = np.random.default_rng(1).integers(0, 3, size=(3, C)).astype(np.int8)
+    codes = encode_states(states)
+    tokens = np.arange(2 * 9).reshape(2, 9)
+    ids = np.array([[0] * 4 + [1] * 4 + [PADDING], [0] * 3 + [PADDING] * 6])
+    stream = np.zeros((2, 9), np.int64)
+    for (row, last), code in zip(((0, 3), (0, 7), (1, 2)), codes, strict=True):
+        stream[row, last], stream[row, last - 1] = code
+    lengths = {"labels": np.array([9, 9])}
+    samples = Samples(tokens, ids, {"labels": stream}, lengths) if labelled else Samples(tokens, ids)
+    batch = config().build(z_loss=0.0).batch(samples)
+    assert batch.inputs.tolist() == tokens[:, :-1].tolist()
+    expected = torch.full((2, 8, C), IGNORE, dtype=torch.int8)
+    for (row, last), state in zip(((0, 3), (0, 7), (1, 2)), states, strict=True):
+        expected[row, last] = torch.from_numpy(state) if labelled else 0
+    assert torch.equal(batch.targets, expected)
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 0, 0, 0, 0, 0]]
+
+
+def test_a_row_of_texts_gives_each_the_logits_that_it_has_alone():
+    for attention in ("causal", "full"):
+        objective = config(attention=attention).build(z_loss=0.0)
+        model = GPT(replace(MODEL, tied=False), embed=objective.front(MODEL), head=objective.head(MODEL))
+        initialise(model, MODEL, seed=1)
+        model.double()
+        texts = [np.array([3, 4, 5, 6]), np.array([7, 8]), np.array([9, 1, 2])]
+        row = np.concatenate([*texts, [0]])
+        ids = np.array([0] * 4 + [1] * 2 + [2] * 3 + [PADDING])
+        batch = objective.batch(Samples(row[None], ids[None]))
+        together = model(batch.inputs, positions=batch.positions, mask=objective.attention_mask(batch))[0, [3, 5, 8]]
+        for logits, text in zip(together, texts, strict=True):
+            alone = objective.batch(Samples(np.append(text, 0)[None], np.array([[0] * len(text) + [PADDING]])))
+            found = model(alone.inputs, positions=alone.positions, mask=objective.attention_mask(alone))[0, -1]
+            assert torch.allclose(found, logits, rtol=0, atol=1e-12), attention
+
+
+def test_a_corpus_that_fits_is_described(tmp_path):
+    states = np.full((4, C), 1)
+    states[:2, 1:] = 2
+    states[:, 5] = 0
+    corpus = write_corpus(tmp_path, states, lengths=[3, 5, 4, 2])
+    for rule in (Documents(8), PackedDocuments(8)):
+        warnings = config().build(z_loss=0.0).check_corpus(CorpusFiles(corpus, rule), MODEL)
+        assert warnings == [
+            "corpus 'texts': no text is positive in C0, C5, so these categories learn one answer or nothing from it",
+            "corpus 'texts': no text is negative in C5, so these categories learn one answer or nothing from it",
+        ]
+
+
+def test_what_a_classifier_cannot_learn_from_is_refused(tmp_path):
+    objective = config().build(z_loss=0.0)
+    states = np.random.default_rng(1).integers(1, 3, size=(3, C))
+    corpus = write_corpus(tmp_path, states, lengths=[3, 12, 5])
+    for rule, model, message in (
+        (Windows(4), MODEL, r"data\.sampling = 'window' is invalid for a classifier: .* Use 'packed' or 'document'"),
+        (Documents(8), MODEL, r"data\.seq_len = 8 is invalid: in corpus 'texts', document 1 is a text of 12 tokens"),
+        (Documents(16), replace(MODEL, n_ctx=10), r"model\.n_ctx = 10 is invalid: in corpus 'texts', document 1 is "),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            objective.check_corpus(CorpusFiles(corpus, rule), model)
+    two = {**TAXONOMY, "category": TAXONOMY["category"][:2]}
+    of_two = ClassifierConfig(taxonomy_content=json.dumps(two)).build(z_loss=0.0)
+    with pytest.raises(ConfigError, match=r"corpus 'texts', stream 'labels': the labels are not those of 2 categories"):
+        of_two.check_corpus(CorpusFiles(corpus, Documents(16)), MODEL)
+    with pytest.raises(ConfigError, match="the labels are not those of 2 categories"):
+        of_two.check_corpus(CorpusFiles(corpus, Documents(16)), MODEL)
+    with pytest.raises(ConfigError, match=r"data\.sampling = 'window'"):
+        objective.batch(Samples(np.zeros((1, 5), np.int64)))
+
+
+def test_texts_without_labels_are_the_target_domain_or_nothing(tmp_path):
+    corpus = write_corpus(tmp_path, np.zeros((3, C)), lengths=[3, 4, 5], labelled=False)
+    files = CorpusFiles(corpus, Documents(8))
+    with pytest.raises(ConfigError, match=r"corpus 'texts' has no known label in 3 texts\. Leave it out, or set "):
+        config().build(z_loss=0.0).check_corpus(files, MODEL)
+    assert config(adversarial_weight=0.01).build(z_loss=0.0).check_corpus(files, MODEL) == []
+
+
+def test_labels_of_another_taxonomy_are_refused(tmp_path):
+    corpus = write_corpus(tmp_path, np.ones((1, C)), lengths=[4])
+    description = {
+        "format": "triaxial-corpus",
+        "version": 1,
+        "tokenizer": {"file": "none", "fingerprint": ""},
+        "splits": {"train": {"prefix": "texts"}},
+        "labels": {"taxonomy": "other 3", "categories": ["X"]},
+    }
+    (tmp_path / "corpus.json").write_text(json.dumps(description))
+    files = CorpusFiles(corpus, Documents(8))
+    with pytest.raises(ConfigError, match=r"corpus 'texts' has labels of taxonomy 'other 3', with the categories \['X"):
+        config().build(z_loss=0.0).check_corpus(files, MODEL)
