@@ -85,7 +85,7 @@ def _kind(hint: Any) -> str:
         if get_origin(item) is Literal:
             return f"a list of {', '.join(map(str, get_args(item)))}"
         return f"a list of {_PLURAL[item]}" if item in _PLURAL else "a list of lists"
-    return "a table of texts" if get_origin(hint) is dict else describe(hint)
+    return f"a table of {_PLURAL[get_args(hint)[1]]}" if get_origin(hint) is dict else describe(hint)
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:
