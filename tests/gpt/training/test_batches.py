@@ -49,7 +49,7 @@ def test_a_batch_read_ahead_is_used_for_its_step_alone(small, corpus, monkeypatc
     for step, wanted, skipped in ((1, 1, SkippedData()), (1, 2, SkippedData()), (1, 1, SkippedData.stated([(4, 6)]))):
         pinned.clear()
         ahead.read_ahead(step, SkippedData())
-        assert len(pinned) == 2, "inputs and targets wait in pinned memory"
+        assert len(pinned) == 3, "inputs, targets and keys wait in pinned memory"
         reads.clear()
         batch = ahead.read(wanted, skipped)
         assert len(reads) == ((step, skipped) != (wanted, SkippedData()))

@@ -32,7 +32,7 @@ def _labelled_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_smollm2_reads_labelled_texts() -> None:
     config = read_run_config("moderation_smollm2", [])
     assert config.objective.kind == "classifier"
-    assert config.model == read_run_config("reward_smollm2", ["--train.total_tokens", "4096"]).model
+    assert config.model == read_run_config("reward_smollm2", ["--train.total_steps", "40"]).model
     assert layout_of(config, 1).micro_batches == 8
     assert config.batch.global_batch_tokens // LENGTH == 256, "the paper's batch, for texts of this length"
     assert config.train.total_tokens == 3 * N_TEXTS * LENGTH, "three epochs"
