@@ -84,8 +84,10 @@ def head_outputs(head: nn.Module, hidden: Tensor, keys: Tensor | None = None) ->
 
 def run_head(head: nn.Module, hidden: Tensor, keys: Tensor | None) -> Tensor:
     """A head's output (b, t, k). `keys` (b, t): those of the positions, for dropout in training; None drops nothing."""
+    y: Tensor
     if keys is None or not drops(head):
-        y: Tensor = head(hidden)
+        y = head(hidden)
         return y
     assert isinstance(head, DroppingHead)
-    return head(hidden, ResidualDropout(keys, head.dropout_rate).of_layer(_LAYER))
+    y = head(hidden, ResidualDropout(keys, head.dropout_rate).of_layer(_LAYER))
+    return y
