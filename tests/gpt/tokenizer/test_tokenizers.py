@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.tokenizer.long_texts import LONG, cut_text
+from gpt.tokenizer.long_texts import LONG, MAX_PART, cut_text
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 
 SHARED = Path(__file__).parents[4] / "shared/data"
@@ -39,6 +39,24 @@ def test_long_texts_have_the_ids_of_the_whole_text(tokenizer, corpus, awkward):
         assert tokenizer.encode(text) == tokenizer._model.encode(text)
         assert tokenizer.encode_arrays(["a", text, "b"])[1].tolist() == tokenizer.encode(text)
     assert tokenizer.decode(tokenizer.encode("\ud800 \u2581" * LONG)) == "\ufffd \u2581" * LONG
+
+
+@pytest.mark.parametrize("text", [" " * 400_000, "one word " * 40_000])
+def test_the_library_gets_a_long_text_in_parts(tokenizer, monkeypatch, text):
+    """Its time and memory for each character grow with the text."""
+    whole, encode, sizes = tokenizer._model.encode(text), tokenizer._encode, []
+    monkeypatch.setattr(tokenizer, "_encode", lambda texts: sizes.extend(map(len, texts)) or encode(texts))
+    assert tokenizer.encode_arrays([text])[0].tolist() == whole
+    assert sum(sizes) == len(text)
+    assert max(sizes) <= MAX_PART
+
+
+def test_a_run_of_blanks_is_tried_at_its_first_blank_only():
+    tried = []
+    text = "a" * 2 * LONG + " " * 2 * LONG
+    assert "".join(cut_text(text, lambda text, at: tried.append(at))) == text
+    far = [at for at in tried if text[at] == " " and text[at - 1] == " "]
+    assert len(far) < 20_000, "those near the earliest position of the cut, but not all"
 
 
 def test_digits_are_single_pieces_and_runs_of_spaces_are_not(tokenizer):
