@@ -26,7 +26,7 @@ test: $(INSTALLED) ## run all tests
 	env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 rehearse: $(INSTALLED) ## the long tests that `make test` leaves out: faults at full count, large corpora
-	$(VENV)/bin/python -m pytest -m rehearse --timeout 3600 $(ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -m pytest -m rehearse --timeout 3600 $(ARGS)
 
 check: $(INSTALLED) ## formatting, lint, types, directions of imports, house rules
 	$(VENV)/bin/ruff format --check .
