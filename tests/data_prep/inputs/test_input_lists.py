@@ -47,6 +47,7 @@ def test_servers_are_asked_in_parallel_and_only_for_what_is_not_known(site):
     site.files |= {f"/{n}.txt": b"x" * n for n in range(18)}
     site.together = threading.Barrier(16, timeout=20)
     found = ask_all(urls, {})
+    assert not site.together.broken, "they were asked one after the other"
     assert [(file.url, file.n_bytes, file.pattern) for file in found] == [(url, n, url) for n, url in enumerate(urls)]
     site.together = None
     known = {url: [file] for url, file in zip(urls, found, strict=True)}
