@@ -104,7 +104,7 @@ def one_class_notes(texts: Sequence[LabelledText], taxonomy: Taxonomy) -> list[s
             kind = "only positive labels" if has_positive else "only negative labels"
             found[kind if has_positive or has_negative else "no known label"].append(name)
     return [
-        f"note: {kind} of {', '.join(names)}: a classifier cannot learn {'it' if len(names) == 1 else 'them'} from this"
+        f"note: {kind} of {', '.join(names)}: a classifier cannot learn {'it' if len(names) == 1 else 'them'}"
         for kind, names in found.items()
         if names
     ]
