@@ -92,4 +92,4 @@ def label_lines(facts: Sequence[Mapping[str, Any]], config: LabelsConfig) -> lis
 
 def describe_labels(config: LabelsConfig) -> dict[str, Any]:
     """The taxonomy, for corpus.json: a run compares it with its own."""
-    return {"taxonomy": config.version, "digest": config.digest, "categories": dict(config.categories)}
+    return {"taxonomy": config.version, "digest": config.digest, "categories": list(config.categories)}
