@@ -1,7 +1,7 @@
 """Find out what happened to a document, or to those of a file, in a run, from the traces and the last shards."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,27 @@ class Fate:
     finished: bool = True  # False: the run is not complete, and later steps may still drop it
 
 
-def explain(work: Path, document_id: str) -> list[Fate]:
+Progress = Callable[[int, int], object]  # is called with the files that are read, and their number
+
+
+def unseen(done: int, total: int) -> None:
+    """Show no progress."""
+
+
+def watched(paths: Sequence[Path], progress: Progress) -> Iterator[Path]:
+    """The paths one after the other, each reported when the next is asked for."""
+    for done, path in enumerate(paths, 1):
+        yield path
+        progress(done, len(paths))
+
+
+def explain(work: Path, document_id: str, progress: Progress = unseen) -> list[Fate]:
     """Find every document with this id in the work folder's last run; several input records may share an id.
 
     Reads the traces of all steps and the shards of the last one. ConfigError: no run yet, or no such document.
     """
     wanted = document_id.strip("<>")
-    fates = _fates(work, read_steps(work), {wanted})
+    fates = _fates(work, read_steps(work), {wanted}, progress)
     if not fates:
         raise ConfigError(
             f"no document '{wanted}' was read or dropped by the last run in {work}. Give an input file, or an id: that "
@@ -54,6 +68,7 @@ def explain_file(
     conversations: ConversationsConfig | None = None,
     *,
     labels: LabelsConfig | None = None,
+    progress: Progress = unseen,
 ) -> list[Fate]:
     """Find what happened to the documents of an input file. ConfigError: no run yet, or it read none of them."""
     if conversations is not None:
@@ -64,7 +79,7 @@ def explain_file(
         ids = {record.id for record in read_records(path, config)}
     if not ids:
         raise ConfigError(f"{path}: the file holds no documents")
-    fates = _fates(work, read_steps(work), ids)
+    fates = _fates(work, read_steps(work), ids, progress)
     if not fates:
         raise ConfigError(f"{path}: none of its {len(ids):,} documents was read by the last run in {work}")
     return fates
@@ -78,14 +93,16 @@ def _ids_in(path: Path, read: Callable[..., Any], task: Any) -> set[str]:
         return {*(one.id for one in read_shard(outputs[0])), *(drop.id for drop in read_trace(outputs[1]))}
 
 
-def explain_url(work: Path, url: str) -> list[Fate]:
+def explain_url(work: Path, url: str, progress: Progress = unseen) -> list[Fate]:
     """Find what happened to the pages of a URL, as the archive or the field `url` gives it. ConfigError: as explain."""
     steps = read_steps(work)
     try:  # the shards of the first step may be removed by now
-        ids = {document.id for step in (steps.done[0], steps.done[-1]) for document in _of_url(work, step, url)}
+        ids = {
+            document.id for step in (steps.done[0], steps.done[-1]) for document in _of_url(work, step, url, progress)
+        }
     except DamagedShardError as error:
         raise ConfigError(f"{error}. Run `triaxial prepare` again") from None
-    fates = _fates(work, steps, ids)
+    fates = _fates(work, steps, ids, progress)
     if not fates:
         raise ConfigError(
             f"no document with the URL {url} passed the first step of the last run in {work}. Give the id of a record "
@@ -94,15 +111,15 @@ def explain_url(work: Path, url: str) -> list[Fate]:
     return fates
 
 
-def _of_url(work: Path, step: Step, url: str) -> Iterator[Document]:
-    for path in step.shards(work):
+def _of_url(work: Path, step: Step, url: str, progress: Progress) -> Iterator[Document]:
+    for path in watched(step.shards(work), progress):
         if path.exists() and path.name.endswith(".jsonl.zst"):
             yield from (document for document in read_shard(path) if document.metadata.get("url") == url)
 
 
-def _fates(work: Path, about: Steps, wanted: set[str]) -> list[Fate]:
+def _fates(work: Path, about: Steps, wanted: set[str], progress: Progress) -> list[Fate]:
     try:
-        return [*_dropped(work, about, wanted), *_survivors(work, about, wanted)]
+        return [*_dropped(work, about, wanted), *_survivors(work, about, wanted, progress)]
     except DamagedShardError as error:
         raise ConfigError(f"{error}. Run `triaxial prepare` again") from None
 
@@ -121,10 +138,10 @@ def _drops(path: Path) -> list[Drop]:
     return list(read_trace(path)) if path.exists() else []  # an incomplete run does not have all of them
 
 
-def _survivors(work: Path, steps: Steps, wanted: set[str]) -> list[Fate]:
+def _survivors(work: Path, steps: Steps, wanted: set[str], progress: Progress) -> list[Fate]:
     passed = tuple(step.stage for step in steps.done)
     fates = []
-    for path in steps.done[-1].shards(work):
+    for path in watched(steps.done[-1].shards(work), progress):
         if path.exists() and path.name.endswith(".jsonl.zst"):
             kept: dict[str, list[Document]] = {}
             for document in read_shard(path):

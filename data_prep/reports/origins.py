@@ -12,6 +12,7 @@ from data_prep.corpus.corpus import SPLITS, read_corpus
 from data_prep.corpus.split import SplitConfig
 from data_prep.documents.shards import DamagedShardError, Document, parent_id, read_shard
 from data_prep.execution.shard_runs import SHARD_ENDING, read_steps
+from data_prep.reports.explain import Progress, unseen, watched
 from gpt.errors import ConfigError, import_extra
 
 _ROW = np.dtype([("order", "<u8"), ("text", "<u8"), ("shard", "<i4"), ("index", "<i4")])
@@ -26,27 +27,30 @@ class Source:
     shard: Path
 
 
-def sources_of(corpus: Path, work: Path, *, split: str, documents: Iterable[int]) -> dict[int, Source]:
+def sources_of(
+    corpus: Path, work: Path, *, split: str, documents: Iterable[int], progress: Progress = unseen
+) -> dict[int, Source]:
     """Find the sources of documents of the token files `split` ("train" or "validation") of a corpus, by number.
 
     Reads all shards of the last run in `work`, whose texts it hashes, with 24 bytes of memory for each document.
+    `progress` is called with the shards that are read and their number.
     ConfigError: there is no such corpus or work folder, or the last run there made another corpus.
     """
-    shards, rows = _read_split(corpus, work, split)
+    shards, rows = _read_split(corpus, work, split, progress)
     with _again():
         return _fetch(shards, {number: rows[number] for number in sorted(set(documents))})
 
 
-def numbers_of(corpus: Path, work: Path, *, split: str, ids: Set[str]) -> dict[int, str]:
+def numbers_of(corpus: Path, work: Path, *, split: str, ids: Set[str], progress: Progress = unseen) -> dict[int, str]:
     """Find the documents of these ids in the token files `split`: number and id, pieces of a document included.
 
-    Cost and errors as for `sources_of`.
+    Cost, progress and errors as for `sources_of`.
     """
-    shards, rows = _read_split(corpus, work, split)
+    shards, rows = _read_split(corpus, work, split, progress)
     with _again():
         found = {
             (shard, index): document.id
-            for shard, path in enumerate(shards)
+            for shard, path in enumerate(watched(shards, progress))
             for index, document in enumerate(read_shard(path))
             if document.id in ids or parent_id(document.id) in ids
         }
@@ -54,7 +58,7 @@ def numbers_of(corpus: Path, work: Path, *, split: str, ids: Set[str]) -> dict[i
     return {number: found[place] for number, place in enumerate(places) if place in found}
 
 
-def _read_split(corpus: Path, work: Path, split: str) -> tuple[list[Path], npt.NDArray[np.void]]:
+def _read_split(corpus: Path, work: Path, split: str, progress: Progress) -> tuple[list[Path], npt.NDArray[np.void]]:
     """The last shards of the work folder, and the split's documents in the order of its token files."""
     description = read_corpus(corpus)
     try:
@@ -67,7 +71,7 @@ def _read_split(corpus: Path, work: Path, split: str) -> tuple[list[Path], npt.N
     steps = read_steps(work)
     shards = [path for path in steps.done[-1].shards(work) if path.name.endswith(SHARD_ENDING)]
     with _again():
-        rows = _rows(shards, division, validation=kind == "validation")
+        rows = _rows(shards, division, progress, validation=kind == "validation")
     if len(rows) != n_documents:
         raise ConfigError(
             f"{work}: its last run has {len(rows):,} documents for {split}, but {corpus} has {n_documents:,}: "
@@ -85,12 +89,12 @@ def _again() -> Iterator[None]:
         raise ConfigError(f"{error}. Run `triaxial prepare` again") from None
 
 
-def _rows(shards: list[Path], division: SplitConfig, *, validation: bool) -> npt.NDArray[np.void]:
+def _rows(shards: list[Path], division: SplitConfig, progress: Progress, *, validation: bool) -> npt.NDArray[np.void]:
     """The split's documents in the order of its token files, as data_prep/corpus/tokenize.py sorts them."""
     digest = import_extra("xxhash", extra="data").xxh3_64_intdigest
     found = (
         (division.order(document.id), digest(document.text.encode()), number, index)
-        for number, path in enumerate(shards)
+        for number, path in enumerate(watched(shards, progress))
         for index, document in enumerate(read_shard(path))
         if division.is_validation(document.id) == validation
     )

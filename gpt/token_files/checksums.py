@@ -10,7 +10,7 @@ import os
 import struct
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -181,14 +181,18 @@ def write_sums(file: BinaryIO, bin_sums: Sums, idx_sums: Sums, *, bin_bytes: int
     file.write(bin_sums.astype("<u4").tobytes() + idx_sums.astype("<u4").tobytes())
 
 
-def sums_of_file(path: Path) -> Sums:
-    """Compute the checksums of a file; reads all of it."""
-    return np.array([one for block in _read(path) for one in _sums_of(memoryview(block))], dtype="<u4")
+def sums_of_file(path: Path, read: Callable[[int], object] = int) -> Sums:
+    """Compute the checksums of a file; reads all of it. `read` is called with the bytes of each part that is read."""
+    found: list[int] = []
+    for block in _read(path):
+        found += _sums_of(memoryview(block))
+        read(len(block))
+    return np.array(found, dtype="<u4")
 
 
-def damaged_blocks(file: FileSums) -> list[DamagedTokens]:
-    """Return an error for every block whose checksum differs. Reads the whole file."""
-    found, expected = sums_of_file(file.path), file.all()
+def damaged_blocks(file: FileSums, read: Callable[[int], object] = int) -> list[DamagedTokens]:
+    """Return an error for every block whose checksum differs. Reads the whole file; `read` as for `sums_of_file`."""
+    found, expected = sums_of_file(file.path, read), file.all()
     return [
         file.damaged(int(i) * BLOCK_BYTES, int(found[i]), int(expected[i])) for i in np.flatnonzero(found != expected)
     ]

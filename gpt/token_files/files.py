@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 from array import array
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -249,23 +250,31 @@ def shard_prefixes(prefix: Path) -> list[Path]:
     return prefixes
 
 
-def make_sums(prefix: Path) -> None:
-    """Check that two token files are a pair, and write `.sums` with the checksums of their present content."""
+def make_sums(prefix: Path, read: Callable[[int], object] = int) -> None:
+    """Check that two token files are a pair, and write `.sums` with the checksums of their present content.
+
+    `read` is called with the bytes of each part that is read.
+    """
     Shard(prefix, compare=False)
     paths = [Path(f"{prefix}{suffix}") for suffix in (".bin", ".idx")]
     sizes = [path.stat().st_size for path in paths]
-    bin_sums, idx_sums = map(sums_of_file, paths)
+    bin_sums, idx_sums = (sums_of_file(path, read) for path in paths)
     with open_replacement(sums_path(prefix), durable=True) as file:
         write_sums(file, bin_sums, idx_sums, bin_bytes=sizes[0], idx_bytes=sizes[1])
 
 
-def compare_sums(prefix: Path) -> list[str] | None:
-    """Return a line for each block that differs from `.sums`; None if there is no such file. Reads both files whole."""
+def compare_sums(prefix: Path, read: Callable[[int], object] = int) -> list[str] | None:
+    """Return a line for each block that differs from `.sums`; None if there is no such file. Reads both files whole.
+
+    `read` is called with the bytes of each part that is read.
+    """
     try:
         sums = open_sums(prefix)
     except ConfigError as error:
         return [str(error)]
-    return None if sums is None else [str(found) for file in sums.files.values() for found in damaged_blocks(file)]
+    return (
+        None if sums is None else [str(found) for file in sums.files.values() for found in damaged_blocks(file, read)]
+    )
 
 
 def sampled_digest(path: Path) -> str:

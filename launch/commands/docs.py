@@ -1,10 +1,11 @@
 """`triaxial docs`: say where the documentation and the batch scripts are, or print a page."""
 
 import argparse
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpt.errors import ConfigError, did_you_mean
+from gpt.errors import ConfigError
 from launch.shipped import shipped_folder
 
 
@@ -52,6 +53,15 @@ def _found(name: str, pages: dict[str, Path]) -> Path:
         return pages[fitting[0]]
     if fitting:
         raise ConfigError(f"{name} is the name of several pages: {', '.join(fitting)}. Use one of them")
-    last = {each.rpartition("/")[2]: each for each in pages}
-    meant = did_you_mean(wanted.rpartition("/")[2], last) or "use one of those that `triaxial docs` lists"
-    raise ConfigError(f"{name}: no such page; {meant}")
+    raise ConfigError(f"{name}: no such page; {_nearest(wanted, pages)}")
+
+
+def _nearest(wanted: str, pages: Iterable[str]) -> str:
+    """The pages whose last word begins like the wanted one, those of its folder first; else those spelled like it."""
+    folder, _, word = wanted.rpartition("/")
+    words = {each: each.rpartition("/")[2] for each in pages}
+    begun = [each for each, own in words.items() if own.startswith(word[:4]) or word.startswith(own)]
+    begun.sort(key=lambda each: (not each.startswith(f"{folder}/"), not words[each].startswith(word), len(each)))
+    near = begun[:2] or difflib.get_close_matches(wanted, list(words), n=1)
+    near = near or [each for each, own in words.items() if own in difflib.get_close_matches(word, words.values(), n=1)]
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else "use one of those that `triaxial docs` lists"

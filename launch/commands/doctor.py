@@ -7,6 +7,7 @@ Else it uses no network.
 import argparse
 import dataclasses
 import importlib.util
+import socket
 import sys
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from gpt.errors import ConfigError, install_command
 from launch.engines.installed import EngineFacts
 from launch.preflight.links import SLOWED
 from launch.preflight.nodes import Check, check_nodes
-from launch.processes.machine_facts import Facts, collect
+from launch.processes.environment import ClusterEnvironment
+from launch.processes.machine_facts import Facts, collect, load_warning
+from launch.processes.sealing import shared_secret
 from launch.reports.written import add_json_option, json_destination
 
 GIB = 2**30
@@ -67,14 +70,26 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{option} is an option of --measure. Add --measure or leave --{option} out")
     check = check_of(args)
     with json_destination(args.json) as emit:
-        facts = collect()
+        facts = collected()
         problems, warnings = problems_of(facts), warnings_of(facts)
-        show(facts, warnings=warnings, problems=problems)
+        node = ClusterEnvironment.from_environment().node_name or socket.gethostname()
+        label = f"node {node}: " if check is not None and check.count > 1 else ""
+        show(facts, warnings=warnings, problems=problems, label=label)
         emit({"facts": dataclasses.asdict(facts), "warnings": warnings, "problems": problems})
     if problems or check is None:
         return 1 if problems else 0
     sys.stdout.flush()
     return check_nodes(dataclasses.replace(check, nproc_per_node=args.nproc_per_node or len(facts.gpus) or 1))
+
+
+def collected() -> Facts:
+    if importlib.util.find_spec("rich") is None:  # it may be the missing package
+        return collect()
+    from launch.processes.terminal import work_progress
+
+    with work_progress() as progress:
+        progress.start("looking at this machine")
+        return collect()
 
 
 def check_of(args: argparse.Namespace) -> Check | None:
@@ -86,7 +101,10 @@ def check_of(args: argparse.Namespace) -> Check | None:
             raise ConfigError(f"--{option} is only for a check of several nodes. Add --nodes N, or leave it out")
         return None
     nproc = args.nproc_per_node if args.nproc_per_node is not None else 1
-    return Check(args.nodes, args.rdzv_endpoint, nproc, args.limit_s, args.bad_nodes)
+    check = Check(args.nodes, args.rdzv_endpoint, nproc, args.limit_s, args.bad_nodes)
+    if check.count > 1:
+        shared_secret()  # before the facts of this node, which take seconds
+    return check
 
 
 def measure_machine(args: argparse.Namespace) -> int:
@@ -157,7 +175,8 @@ def warnings_of(facts: Facts) -> list[str]:
         warnings.append(f"a GPU is {SLOWED}: {facts.links['gpu clocks']}. Look at its cooling and its power supply")
     if any(not gpu.bf16 for gpu in facts.gpus):
         warnings.append("a GPU here has no bf16. Train in fp32")
-    return warnings + engine_warnings(facts)
+    busy = load_warning(facts.load, facts.cores)
+    return warnings + [f"{busy}: speeds here are not those of an idle machine"] * bool(busy) + engine_warnings(facts)
 
 
 def engine_warnings(facts: Facts) -> list[str]:
@@ -177,15 +196,16 @@ def engine_warnings(facts: Facts) -> list[str]:
     return warnings
 
 
-def show(facts: Facts, *, warnings: list[str], problems: list[str]) -> None:
-    """Print a table on a terminal, plain lines in a pipe."""
+def show(facts: Facts, *, warnings: list[str], problems: list[str], label: str = "") -> None:
+    """Print a table on a terminal, plain lines in a pipe. `label`: before each line, where several nodes print."""
     rows = lines_of(facts)
     verdicts = [("yellow", f"warning: {warning}") for warning in warnings]
     verdicts += [("bold red", f"problem: {problem}") for problem in problems]
     if not problems:
         verdicts.append(("", f"training can run here ({len(warnings)} warning{'' if len(warnings) == 1 else 's'})"))
-    if not sys.stdout.isatty() or importlib.util.find_spec("rich") is None:  # rich may be the missing package
-        print("\n".join([f"{name}: {value}" for name, value in rows] + [text for _, text in verdicts]))
+    if label or not sys.stdout.isatty() or importlib.util.find_spec("rich") is None:  # rich may be the missing package
+        lines = [f"{name}: {value}" for name, value in rows] + [text for _, text in verdicts]
+        sys.stdout.write("".join(f"{label}{line}\n" for line in lines))  # at once: nodes may share the file
         return
     from rich.console import Console
     from rich.table import Table
@@ -204,7 +224,8 @@ def lines_of(facts: Facts) -> list[tuple[str, str]]:
     rows = [
         ("python", facts.python),
         ("torch", f"{facts.torch or 'missing'} ({facts.torch_build})"),
-        ("cpu", f"{facts.cpu}, {facts.cores} usable cores"),
+        ("cpu", f"{facts.cpu}, {facts.cores} usable core{'' if facts.cores == 1 else 's'}"),
+        ("load", "unknown" if facts.load is None else f"{facts.load:.1f} in the last minute"),
         *((f"gpu {i}", f"{gpu.name}, {size(gpu.memory_bytes)}") for i, gpu in enumerate(facts.gpus)),
         *attention_lines(facts),
         *((name, text) for name, text in facts.links.items()),

@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     config = read_run_config(args.recipe, args.overrides)
     environment = ClusterEnvironment.from_environment()
     if dry_run_options.is_wanted(args, environment):
-        layout = layout_of(config, dry_run_options.world_size_of(args, config))
+        option = "" if args.ranks is None else "--ranks"
+        layout = layout_of(config, dry_run_options.world_size_of(args, config), option=option)
         return _dry_run(args, config, layout)
     own_output(waits=False)
     if args.nproc is not None:
@@ -55,7 +56,7 @@ def launch_ranks(args: argparse.Namespace, config: RunConfig) -> int:
     most = args.max_restarts or 0
     if most < 0:
         raise ConfigError(f"--max-restarts {most} is invalid: must be 0 or more")
-    layout_of(config, args.nproc)  # reports a layout that does not fit before any process starts
+    layout_of(config, args.nproc, option="--nproc")  # reports a layout that does not fit before any process starts
     policy = RestartPolicy(
         most, lambda: furthest_step(config.run.directory), config.run.restart_pause_s, outage_s=OUTAGE_S
     )

@@ -174,8 +174,11 @@ def config_of(resolved: Resolved) -> RunConfig:
         raise ConfigError(as_given(str(error), resolved.origins)) from None
 
 
-def layout_of(config: RunConfig, world_size: int) -> Layout:
-    """The layout over `world_size` processes; ConfigError if it does not fit them, or its engine is not installed."""
+def layout_of(config: RunConfig, world_size: int, *, option: str = "") -> Layout:
+    """The layout over `world_size` processes; ConfigError if it does not fit them, or its engine is not installed.
+
+    `option`: the one that gave the number of processes, for the error; "" if none did.
+    """
     check_installed(config.parallel.engine)
     return resolve_layout(
         config.parallel,
@@ -184,6 +187,7 @@ def layout_of(config: RunConfig, world_size: int) -> Layout:
         seq_len=config.data.seq_len,
         world_size=world_size,
         restarts_positions=config.restarts_positions,
+        option=option,
     )
 
 

@@ -3,10 +3,11 @@
 import argparse
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from gpt.errors import ConfigError, escaped
+from gpt.errors import ConfigError, either, escaped
 from launch.config.objectives import PROGRAMS
 from launch.config.recipe import find_recipe, read_toml
 from launch.config.run_config import RunConfig, layout_of, recipe_table
@@ -48,7 +49,7 @@ from parallel.planner.choice.ranking import (
     rank_layouts,
     rank_one,
 )
-from parallel.planner.hardware.tables import Hardware, find_gpu
+from parallel.planner.hardware.tables import Hardware, find_gpu, taken_as
 
 Planned = list[tuple[Ranking, list[PlannedLayout]]]
 
@@ -65,7 +66,9 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
         _print(notes_on_profile(config, profile))
     else:
         wanted = option_of(args)
-        request = plan_request(args, config, hardware, find_gpu(wanted.name, hardware.gpus))
+        gpu = find_gpu(wanted.name, hardware.gpus)
+        _print([note] if (note := taken_as(wanted.name, gpu, hardware.gpus)) else [])
+        request = plan_request(args, config, hardware, gpu)
     if args.calibrate is not None and profile is None:
         request, calibration = calibrate(args.calibrate, request)
         print(calibration)
@@ -78,7 +81,7 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
         for count in wanted.counts
     ]
     _show(args, found, request)
-    best = chosen(found, deadline_s, text=args.deadline)
+    best = chosen(found, deadline_s, text=args.deadline, fitting_near=partial(numbers_that_fit, request))
     knee = knee_of([layouts[0] for _, layouts in found if layouts])
     _write(args, found, request, best, knee if len(found) > 1 else None)
     emit({**as_json(found, request), "calibration": None if calibration is None else dataclasses.asdict(calibration)})
@@ -109,17 +112,27 @@ def option_of(args: argparse.Namespace) -> GpuOption:
     return parse_gpus(gpus_here() if args.here else args.gpus)
 
 
-def chosen(found: Planned, deadline_s: float | None, *, text: str | None = None) -> PlannedLayout:
+def chosen(
+    found: Planned,
+    deadline_s: float | None,
+    *,
+    text: str | None = None,
+    fitting_near: Callable[[int], list[int]] = lambda gpus: [],
+) -> PlannedLayout:
     """The cheapest run within the deadline, in GPU-hours; without a deadline the fastest of the largest cluster.
 
     ConfigError: nothing fits, or the deadline is too early. It names the closest plan and what stops it.
+    `fitting_near`: numbers of GPUs near one that have a layout.
     """
     every = [each for _, layouts in found for each in layouts]
     if not every:
         ranking = found[-1][0]
         memory = next((group for group in ranking.rejected if group.rule == MEMORY_RULE), None)
+        count = f"{ranking.gpus:,} GPU{'s' * (ranking.gpus > 1)}"
+        if memory is None and (fitting := fitting_near(ranking.gpus)):
+            raise ConfigError(f"no layout of {count} divides this model and its batch. Use {either(fitting)} GPUs")
         why = (memory or ranking.rejected[0]).reason if ranking.rejected else "no layout has this number of GPUs"
-        raise ConfigError(f"no layout of {ranking.gpus:,} GPU{'s' * (ranking.gpus > 1)} can train this: {why}")
+        raise ConfigError(f"no layout of {count} can train this: {why}")
     if deadline_s is None:
         return next(layouts for _, layouts in reversed(found) if layouts)[0]
     in_time = [each for each in every if each.run.seconds <= deadline_s]
@@ -132,6 +145,16 @@ def chosen(found: Planned, deadline_s: float | None, *, text: str | None = None)
             f"deadline"
         )
     return min(in_time, key=lambda each: each.gpus * each.run.seconds)
+
+
+def numbers_that_fit(request: PlanRequest, gpus: int) -> list[int]:
+    """The nearest number of GPUs below and above that has a layout, of whole nodes and powers of two."""
+    node, power = request.cluster.node, 1 << gpus.bit_length()
+    below = sorted({(gpus - 1) // node * node, power // 2, power // 4} - {0, gpus}, reverse=True)
+    above = sorted({gpus // node * node + node, power})
+    sides = ([n for n in below if n < gpus], above)
+    found = [next((n for n in side if rank_layouts(request, n, keep=1).layouts), None) for side in sides]
+    return [n for n in found if n is not None]
 
 
 def _plan_one(
@@ -149,7 +172,7 @@ def _plan_one(
 
 def given_layout(config: RunConfig, request: PlanRequest, gpus: int) -> Candidate:
     """The recipe's own layout on `gpus` GPUs. ConfigError: the rule that it breaks."""
-    layout = layout_of(config, gpus)
+    layout = layout_of(config, gpus, option="--gpus")
     parallel = dataclasses.replace(request.parallel, data=layout.data)
     return candidate(request, parallel, config.batch.micro_batch_size)
 
@@ -201,7 +224,8 @@ def _show(args: argparse.Namespace, found: Planned, request: PlanRequest) -> Non
         if planned[0].ranked.memory.peak > limit:
             print(f"this layout does not fit: {limit / GIB:.1f} GiB of the GPU are usable")
     if ranking.rejected:
-        _print(["", "rejected:", *rejected_lines(ranking)])
+        few = rejected_lines(ranking, most=12 if args.rejected else 1 if planned else 3)
+        _print(["", "rejected:", *few])
 
 
 def _write(

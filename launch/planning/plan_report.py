@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpt.telemetry.screen import human_count
+from gpt.telemetry.screen import counted, human_count
 from launch.planning.plan_figures import PlanFigures
 from parallel.planner.choice.candidates import PlanRequest
-from parallel.planner.choice.ranking import RankedLayout, Ranking
+from parallel.planner.choice.ranking import MEMORY_RULE, RankedLayout, Ranking
 
 GIB = 2**30
 
@@ -70,12 +70,14 @@ def memory_table(planned: Sequence[PlannedLayout]) -> list[str]:
 
 
 def rejected_lines(ranking: Ranking, *, most: int = 12) -> list[str]:
-    """Each rule that rejects layouts: how many, and the message for one of them, which says what mends it."""
+    """The rules that reject layouts, memory first: how many, and the message for one, which says what mends it."""
     lines = []
-    for group in ranking.rejected[:most]:
-        lines += [f"{group.count:,} layouts, such as {group.layout}:", f"    {group.reason}"]
-    if len(ranking.rejected) > most:
-        lines.append(f"{len(ranking.rejected) - most} more rules reject others; --json lists all")
+    groups = sorted(ranking.rejected, key=lambda group: group.rule != MEMORY_RULE)  # the rest as ranked: most first
+    for group in groups[:most]:
+        lines += [f"{counted(group.count, 'layout')}, such as {group.layout}:", f"    {group.reason}"]
+    if others := groups[most:]:
+        count = counted(sum(group.count for group in others), "layout")
+        lines.append(f"{count} more by {counted(len(others), 'other rule')}; --rejected shows them, --json lists all")
     return lines
 
 

@@ -27,7 +27,9 @@ def parse_gpus(text: str) -> GpuOption:
     """Read `1024xH100` or `64..4096xH100`: a range is its start, doubled up to its end. ConfigError: another form."""
     found = _GPUS.fullmatch(text.strip())
     if found is None:
-        raise ConfigError(f"--gpus {text} is invalid: write NUMBERxNAME. Use 1024xH100, or 64..4096xH100 for a range")
+        example = f"{text.strip()}xH100" if re.fullmatch(r"\d+(\.\.\d+)?", text.strip()) else "1024xH100"
+        ranges = "" if ".." in example else ", or 64..4096xH100 for a range"
+        raise ConfigError(f"--gpus {text} is invalid: write NUMBERxNAME. Use {example}{ranges}")
     first, last = int(found[1]), int(found[2] or found[1])
     if not 1 <= first <= last <= MAX_GPUS:
         low, high = sorted((first, last))

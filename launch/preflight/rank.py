@@ -224,9 +224,12 @@ def _without_rank_0(environment: ClusterEnvironment, error: str) -> Findings:
 def _report(findings: Findings, environment: ClusterEnvironment, args: argparse.Namespace) -> int:
     """Print the findings once on each node, and write the bad nodes once, each with the reason."""
     if environment.local_rank == 0:
-        print("".join(f"{text}\n" for text in findings.lines), end="")
-        print("".join(f"warning: {text}\n" for text in findings.warnings), end="")
-        print("".join(f"problem: {text}\n" for text in findings.problems), end="", flush=True)
+        # One write, so that the lines of several nodes into one file do not mix. Problems come last, where one looks.
+        here = f"node {environment.node_name or socket.gethostname()}: " if args.nodes not in ("", "1") else ""
+        lines = [*findings.lines, *(f"warning: {text}" for text in findings.warnings)]
+        lines += [f"problem: {text}" for text in findings.problems]
+        sys.stdout.write("".join(f"{here}{text}\n" for text in lines))
+        sys.stdout.flush()
     if environment.rank == 0 and args.bad_nodes is not None and findings.bad_nodes:
         with args.bad_nodes.open("a", encoding="utf-8") as file:
             file.write("".join(f"{name}\t{reason}\n" for name, reason in findings.bad_nodes.items()))

@@ -81,11 +81,12 @@ class Facts:
     compiler: str | None
     python_headers: bool
     slurm_commands: tuple[str, ...] = field(default=())
+    load: float | None = None  # programs that want a core, mean of the last minute
 
 
 def collect() -> Facts:
     """Collect everything; takes a few seconds, mostly to import torch."""
-    folder = Path.cwd()
+    folder, load = Path.cwd(), load_here()  # before the facts, which make some load
     return Facts(
         python=f"{platform.python_version()} ({sys.executable})",
         cpu=cpu_name(),
@@ -107,8 +108,21 @@ def collect() -> Facts:
         compiler=compiler(),
         python_headers=Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
         slurm_commands=tuple(name for name in ("sbatch", "srun", "scontrol", "squeue") if shutil.which(name)),
+        load=load,
         **torch_facts(),
     )
+
+
+def load_here() -> float | None:
+    """The mean number of programs that wanted a core in the last minute."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def load_warning(load: float | None, cores: int, *, most: float = 1.0) -> str:
+    """Words for a load of more than `most` programs a core; "" if it is less."""
+    if load is None or load <= most * cores:
+        return ""
+    return f"other programs keep the {cores} cores busy (load {load:.1f})"
 
 
 def torch_facts() -> dict[str, Any]:

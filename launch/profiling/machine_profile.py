@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,8 +13,8 @@ import torch
 
 from gpt.errors import ConfigError
 from launch.processes.environment import shown_settings
-from launch.processes.machine_facts import cpu_name
-from launch.profiling.profile_ranks import measure_ranks
+from launch.processes.machine_facts import cpu_name, load_here, load_warning
+from launch.profiling.profile_ranks import PartsDone, measure_ranks, parts_of
 from launch.reports.written import check_destination
 from parallel.planner.hardware.tables import Cluster, Gpu, Network
 from parallel.planner.machine.measured_step import measured_machine
@@ -83,10 +84,21 @@ def measure(
             raise ConfigError(
                 f"--ranks {count} is invalid: must be a power of two from 1 to {most}. Use --ranks {usual}"
             )
-    tables = tuple(measure_ranks(count, precisions, cores=machine.cores) for count in counts)
+    if busy := load_warning(load_here(), machine.cores, most=0.5):
+        text = f"warning: {busy}: this takes longer, and the profile is that of a busy machine. Ctrl-C ends it"
+        print(text, file=sys.stderr, flush=True)
+    sizes = [sum(parts_of(count, precisions)) for count in counts]
+    parts, tables = PartsDone(0, sum(sizes), time.time()), list[RanksTables]()
+    try:
+        for count, size in zip(counts, sizes, strict=True):
+            tables.append(measure_ranks(count, precisions, cores=machine.cores, parts=parts))
+            parts = parts.after(size)
+    except KeyboardInterrupt:
+        print(f"interrupted after {parts.done} of {parts.parts} parts: no profile is written", file=sys.stderr)
+        raise
     memory = _memory_bytes(machine)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    profile = MachineProfile(machine, now, time.perf_counter() - started_at, memory, tables)
+    profile = MachineProfile(machine, now, time.perf_counter() - started_at, memory, tuple(tables))
     write_profile(path, profile)
     return path, profile
 

@@ -1,11 +1,13 @@
 """Measure a machine's profile with real ranks: `triaxial doctor --measure`."""
 
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch._C._distributed_c10d import FileStore, HashStore
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 from gpt.files.temporary import temporary_folder
+from gpt.telemetry.screen import human_duration
 from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
 from launch.processes.rank_process import keep_freed_memory
 from launch.processes.sealing import seal_object_collectives
@@ -30,15 +33,41 @@ TIMEOUT_S = 600
 POLL_S = 0.005
 
 
-def measure_ranks(ranks: int, precisions: Sequence[str], *, cores: int) -> RanksTables:
+@dataclass(frozen=True)
+class PartsDone:
+    """How many parts of a profile there are and were done before, and when the first began (seconds since 1970)."""
+
+    done: int
+    parts: int
+    started_at: float
+
+    def after(self, more: int) -> "PartsDone":
+        return dataclasses.replace(self, done=self.done + more)
+
+    def text(self) -> str:
+        """The words for the end of a line: the part that has ended, and the time left at this speed."""
+        elapsed_s = time.time() - self.started_at
+        left_s = elapsed_s / self.done * (self.parts - self.done)
+        left = f", about {human_duration(left_s)} left" if self.done < self.parts else ""
+        return f"part {self.done} of {self.parts}{left}"
+
+
+def parts_of(ranks: int, precisions: Sequence[str]) -> tuple[int, int]:
+    """The parts of a profile that ranks measure alone, and those that they measure as a group."""
+    return 4 * len(precisions), (1 + len(precisions)) * (ranks > 1)
+
+
+def measure_ranks(ranks: int, precisions: Sequence[str], *, cores: int, parts: PartsDone) -> RanksTables:
     """Everything that this machine does with `ranks` processes at once. Progress goes to the error stream.
+
+    `parts`: those before these ranks.
 
     ConfigError: a rank failed; the message ends with its last lines.
     """
     context = fork_server(PRELOAD)
     with temporary_folder() as temporary:
         folder = temporary.path
-        task = {"ranks": ranks, "precisions": list(precisions), "cores": cores}
+        task = {"ranks": ranks, "precisions": list(precisions), "cores": cores, "parts": dataclasses.asdict(parts)}
         (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
         jobs: list[tuple[str, Callable[..., None]]] = [("alone", alone_rank)]
         jobs += [("group", group_rank)] * (ranks > 1)
@@ -79,7 +108,7 @@ def alone_rank(rank: int, folder: str) -> None:
     threads = torch.get_num_threads()
     processor = device.type == "cpu" and threads == 1 and task["ranks"] <= task["cores"]
     found = measure_alone(
-        device, task["precisions"], processor=processor, meet=meet, report=_reporter(rank, task["ranks"], threads)
+        device, task["precisions"], processor=processor, meet=meet, report=_reporter(rank, task, threads)
     )
     _write(Path(folder, f"alone{rank}.json"), found, threads)
     dist.destroy_process_group()
@@ -94,7 +123,7 @@ def group_rank(rank: int, folder: str) -> None:
         _backend(device), store=store, rank=rank, world_size=task["ranks"], timeout=timedelta(seconds=TIMEOUT_S)
     )
     threads = torch.get_num_threads()
-    report = _reporter(rank, task["ranks"], threads)
+    report = _reporter(rank, task, threads, before=parts_of(task["ranks"], task["precisions"])[0])
     found = measure_group(device, task["precisions"], ranks=task["ranks"], report=report)
     _write(Path(folder, f"group{rank}.json"), found, threads)
     wait_for_all()
@@ -115,12 +144,14 @@ def _backend(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def _reporter(rank: int, ranks: int, threads: int) -> Callable[[str], None]:
+def _reporter(rank: int, task: dict[str, Any], threads: int, *, before: int = 0) -> Callable[[str], None]:
+    ranks, parts = task["ranks"], PartsDone(**task["parts"]).after(before)
+    ended = itertools.count(1)
     words = f"{ranks} rank{'s' if ranks > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
 
     def report(text: str) -> None:
         if rank == 0:
-            print(f"{words}: {text}", file=sys.stderr, flush=True)
+            print(f"{words}: {text}; {parts.after(next(ended)).text()}", file=sys.stderr, flush=True)
 
     return report
 

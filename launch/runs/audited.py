@@ -1,6 +1,6 @@
 """Open a run to name the corpus, file and documents that each of its sequences is read from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -162,7 +162,11 @@ def source_of(
     )
 
 
-def with_sources(sequences: Iterable[SequenceSource], work: Path | None) -> list[SequenceSource]:
+def with_sources(
+    sequences: Iterable[SequenceSource],
+    work: Path | None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> list[SequenceSource]:
     """Add each document's id and URL, from the work folder of the run of `triaxial prepare` that made the corpus.
 
     `work`: that folder; None: `work` in the corpus's folder. ConfigError: it is not there, or is of another corpus.
@@ -178,7 +182,9 @@ def with_sources(sequences: Iterable[SequenceSource], work: Path | None) -> list
             raise ConfigError(f"{file}: its name is not one that `triaxial prepare` gives, so it has no work folder")
         numbers.setdefault((file.parent, match[1]), set()).add(part.document)
     sources = {
-        (folder, split): sources_of(folder, work or folder / "work", split=split, documents=documents)
+        (folder, split): sources_of(
+            folder, work or folder / "work", split=split, documents=documents, progress=progress
+        )
         for (folder, split), documents in numbers.items()
     }
 

@@ -1,6 +1,6 @@
 """Follow a source from `triaxial prepare` to the steps of a run that read it: a file, a URL or the id of a document."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from launch.config.recipe import build, without_none
 from launch.runs.audited import AuditedRun
 
 if TYPE_CHECKING:
-    from data_prep.reports.explain import Fate
+    from data_prep.reports.explain import Fate, Progress
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,14 @@ class Trail:
     documents: tuple[TracedDocument, ...]
 
 
-def follow(audited: AuditedRun, source: str, *, work: Path | None) -> list[Trail]:
+Watch = Callable[[str], Callable[[int, int], object]]  # starts to show named work; the result takes done and total
+
+
+def _unwatched(title: str) -> Callable[[int, int], object]:
+    return lambda done, total: None
+
+
+def follow(audited: AuditedRun, source: str, *, work: Path | None, watch: Watch = _unwatched) -> list[Trail]:
     """The trail of a file, URL or document id in each corpus of a run that holds it, or that dropped it.
 
     `work`: the work folder of `triaxial prepare`; `work` in each corpus's folder if None. ConfigError: no corpus of the
@@ -53,7 +60,7 @@ def follow(audited: AuditedRun, source: str, *, work: Path | None) -> list[Trail
     trails, reasons = [], []
     for folder, names in _corpora(audited).items():
         try:
-            trails.append(_follow_in(audited, folder, names, source, work or folder / "work"))
+            trails.append(_follow_in(audited, folder, names, source, work=work or folder / "work", watch=watch))
         except ConfigError as error:
             reasons.append(str(error))
     if not trails:
@@ -69,29 +76,35 @@ def _corpora(audited: AuditedRun) -> dict[Path, list[tuple[str, str]]]:
     return found
 
 
-def _follow_in(audited: AuditedRun, folder: Path, names: list[tuple[str, str]], source: str, work: Path) -> Trail:
+def _follow_in(
+    audited: AuditedRun, folder: Path, names: list[tuple[str, str]], source: str, *, work: Path, watch: Watch
+) -> Trail:
     from data_prep.corpus.corpus import read_corpus
     from data_prep.reports.origins import numbers_of
 
-    fates = _fates(source, work, read_corpus(folder))
+    fates = _fates(source, work, read_corpus(folder), watch(f"following {source} through {work}"))
     ids = {document.id for fate in fates for document in fate.kept}
     documents = [
         TracedDocument(name, number, document_id, tuple(_readings(audited, name, number)))
         for name, split in names
-        for number, document_id in (numbers_of(folder, work, split=split, ids=ids) if ids else {}).items()
+        for number, document_id in (
+            numbers_of(folder, work, split=split, ids=ids, progress=watch(f"finding its number in {name}"))
+            if ids
+            else {}
+        ).items()
     ]
     return Trail(folder, tuple(fates), tuple(documents))
 
 
-def _fates(source: str, work: Path, description: dict[str, Any]) -> list["Fate"]:
+def _fates(source: str, work: Path, description: dict[str, Any], progress: "Progress") -> list["Fate"]:
     from data_prep.inputs.config import InputConfig
     from data_prep.reports.explain import explain, explain_file, explain_url
 
     if Path(source).is_file():
         given = without_none(description["recipe"]["input"])
-        return explain_file(work, Path(source), build(InputConfig, given, where="input"))
+        return explain_file(work, Path(source), build(InputConfig, given, where="input"), progress=progress)
     find = explain_url if source.startswith(("http://", "https://")) else explain
-    return find(work, source)
+    return find(work, source, progress)
 
 
 def _readings(audited: AuditedRun, corpus: str, document: int) -> Iterator[Reading]:

@@ -19,7 +19,7 @@ from data_prep.readers.compressed import PACKINGS, Gap, salvaged_blocks
 from data_prep.readers.readers import read_records
 from data_prep.readers.unpackers import Broken, Packed
 from gpt.errors import ConfigError, did_you_mean, import_extra
-from launch.start.texts import START, find_encoding, is_utf8, looks_like_text
+from launch.start.texts import START, find_encoding, is_utf8, looks_like_text, text_in_lines
 
 SAMPLE_FILES, SAMPLE_BYTES = 24, 2 << 20  # files whose texts are sampled, and bytes of text in all
 _OPENED = 2_000  # files whose first bytes are read; the others are what their ending says
@@ -233,10 +233,11 @@ def _measured(files: list[_File], config: InputConfig) -> Survey:
             int(file.n_bytes * file.packing_ratio),
         )
         if file.kind == "json lines":
-            lines = file.start.count(b"\n") or 1
-            each = n_text / max(1, len(texts))
-            n_text, n_documents = int(each * lines), lines
-            whole = len(file.start)
+            n_text, whole, n_documents = text_in_lines(file.start, config.text_field) or (
+                n_text,
+                n_text,
+                len(texts) or 1,
+            )
         elif file.kind == "parquet":
             n_documents = _row_count(file.path)
             n_text = int(n_text / max(1, len(texts)) * n_documents)

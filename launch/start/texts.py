@@ -7,6 +7,7 @@ from typing import Any
 
 from data_prep.documents.records import decode_utf8, usable_encoding, wide_encoding
 from gpt.errors import import_extra
+from gpt.files.json_text import decode_json
 
 START = 1 << 16  # bytes of a file that are looked at
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\x1b"))
@@ -55,3 +56,21 @@ def _usable(name: str) -> str:
         return "cp1252"
     name = _LARGER.get(name, name)
     return name if usable_encoding(name) else "cp1252"
+
+
+def text_in_lines(start: bytes, field: str) -> tuple[int, int, int] | None:
+    """Bytes of text, bytes and number of the whole JSON lines at the start of a file. None: it has no whole line.
+
+    All are of the same lines: where lengths vary, the mean text of other lines would not go with the bytes of these.
+    """
+    lines = start.splitlines(keepends=True)
+    lines = lines if start.endswith(b"\n") else lines[:-1]
+    n_text = 0
+    for line in lines:
+        try:
+            record = decode_json(line)
+        except ValueError:
+            continue
+        text = record.get(field) if isinstance(record, dict) else None
+        n_text += len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
+    return (n_text, sum(map(len, lines)), len(lines)) if n_text else None

@@ -1,6 +1,6 @@
 """The rules of batch sizes: every step must divide into equal micro-batches on every data rank."""
 
-from gpt.errors import ConfigError, nearest_divisors, nearest_multiples
+from gpt.errors import ConfigError, either, nearest, nearest_divisors, nearest_multiples
 from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.pipeline_rules import check_schedule
 
@@ -13,6 +13,20 @@ def micro_batches_per_step(parallel: ParallelConfig, batch: BatchConfig, *, seq_
     for tokens in ramped:
         _micro_batches_of(tokens, parallel, batch, seq_len=seq_len, data=data, name="the size of a batch ramp's step")
     return _micro_batches_of(full, parallel, batch, seq_len=seq_len, data=data, name="batch.global_batch_tokens")
+
+
+def check_ranks(batch: BatchConfig, *, seq_len: int, data: int, world_size: int, option: str) -> None:
+    """ConfigError, in words of the option that gave `world_size`: its data ranks do not divide the full batch."""
+    seqs, own = batch.global_batch_tokens // seq_len, batch.micro_batch_size
+    if own < 1 or batch.global_batch_tokens % seq_len or seqs % own or seqs % (own * data) == 0:
+        return  # well, or another key is at fault
+    sizes = [size for size in range(1, seqs // own + 1) if seqs // own % size == 0]
+    each = world_size // data
+    raise ConfigError(
+        f"{option} {world_size} is invalid: its data-parallel size {data} times batch.micro_batch_size = {own} is "
+        f"{own * data} sequences, which does not divide the global batch of {seqs} sequences. Use {option} "
+        f"{either(size * each for size in nearest(data, sizes))}, or another batch.global_batch_tokens"
+    )
 
 
 def _micro_batches_of(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gpt.errors import ConfigError, either, nearest, nearest_divisors, nearest_multiples
 from gpt.model.config import ModelConfig
-from parallel.layout.batch_rules import micro_batches_per_step
+from parallel.layout.batch_rules import check_ranks, micro_batches_per_step
 from parallel.layout.config import V_SHAPED, BatchConfig, ParallelConfig
 from parallel.layout.fp8_rules import check_fp8
 from parallel.layout.pipeline_rules import check_pipeline, stages_per_rank
@@ -61,17 +61,19 @@ def resolve_layout(
     seq_len: int,
     world_size: int,
     restarts_positions: bool = False,
+    option: str = "",
 ) -> Layout:
     """Return the layout of a configuration on `world_size` processes.
 
     `restarts_positions`: a row of seq_len tokens holds several sequences, each of at most model.n_ctx positions.
+    `option`: the option that gave the number of processes, such as "--nproc"; "" if none did.
     ConfigError names the rule that the configuration breaks.
     """
     for key in ("tensor", "pipeline", "data", "data_shard", "stages_per_rank"):
         value = getattr(parallel, key)
         if value is not None and value < 1:
             raise ConfigError(f"parallel.{key} = {value} is invalid: must be at least 1")
-    data = _data_size(parallel, world_size)
+    data = _data_size(parallel, world_size, option)
     shard = _shard_size(parallel, data)
     _check_model(parallel, model, seq_len, restarts_positions=restarts_positions)
     check_pipeline(parallel)
@@ -81,6 +83,8 @@ def resolve_layout(
         split = check_split(parallel.split, model, stages=stages)
     else:
         split = balanced_split(model, stages=stages, seq_len=seq_len, recompute=parallel.recompute == "full")
+    if option and parallel.data is None:
+        check_ranks(batch, seq_len=seq_len, data=data, world_size=world_size, option=option)
     micro_batches = micro_batches_per_step(parallel, batch, seq_len=seq_len, data=data)
     v_shaped = parallel.pipeline > 1 and parallel.schedule in V_SHAPED
     return Layout(parallel.tensor, parallel.pipeline, data, shard, micro_batches, split, v_shaped)
@@ -101,18 +105,30 @@ def check_device(parallel: ParallelConfig, device_type: str) -> None:
             )
 
 
-def _data_size(parallel: ParallelConfig, world_size: int) -> int:
+def _data_size(parallel: ParallelConfig, world_size: int, option: str) -> int:
     inner = parallel.tensor * parallel.pipeline
     if parallel.data is None:
         if world_size % inner:
+            if option:
+                raise ConfigError(
+                    f"{option} {world_size} is invalid: must be a multiple of parallel.tensor {parallel.tensor} x "
+                    f"parallel.pipeline {parallel.pipeline} = {inner}. Use {option} "
+                    f"{nearest_multiples(inner, world_size)}"
+                )
             raise ConfigError(
                 f"parallel.tensor {parallel.tensor} x parallel.pipeline {parallel.pipeline} = {inner} does not divide "
-                f"the {world_size} processes. Start {nearest_multiples(inner, world_size)} processes (--nproc on one "
-                f"machine)"
+                f"the {world_size} process{'' if world_size == 1 else 'es'}. Start "
+                f"{nearest_multiples(inner, world_size)} processes (--nproc on one machine)"
             )
         return world_size // inner
     product = inner * parallel.data
     if product != world_size:
+        if option:
+            raise ConfigError(
+                f"{option} {world_size} is invalid: parallel.tensor {parallel.tensor} x parallel.pipeline "
+                f"{parallel.pipeline} x parallel.data {parallel.data} = {product}. Use {option} {product}, or remove "
+                f"parallel.data to use all processes"
+            )
         raise ConfigError(
             f"parallel.tensor {parallel.tensor} x parallel.pipeline {parallel.pipeline} x parallel.data "
             f"{parallel.data} = {product} is not the number of processes, {world_size}. Start {product} processes "

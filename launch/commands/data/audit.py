@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt.errors import ConfigError
-from launch.processes.terminal import printable, table_console
+from launch.processes.terminal import printable, table_console, work_progress
 from launch.reports.written import NO_FILE, STANDARD_OUTPUT, Emit, add_json_option, json_destination
 from launch.runs.audited import (
     AuditedRun,
@@ -60,8 +60,14 @@ def run(args: argparse.Namespace) -> int:
             console.print(note, highlight=False)
         for heading, sources in _asked_for(args, audited):
             work = Path(args.source) if args.source else None
-            named = sources if args.source is None else with_sources(sources, work)
-            show(heading, named, tables, emit, text=args.text, source=args.source is not None)
+            with work_progress() as progress:  # its bar has gone when the table comes
+                progress.start("reading the work folder" if args.source is not None else heading)
+                found = list(
+                    sources
+                    if args.source is None
+                    else with_sources(sources, work, lambda done, total: progress.update(done, total=total))
+                )
+            show(heading, found, tables, emit, text=args.text, source=args.source is not None)
         if args.positions is None:
             first, last = _steps(args)
             positions = [audited.skipped.position(n) for n in (audited.samples(first)[0], audited.samples(last)[-1])]

@@ -1,12 +1,13 @@
 """`triaxial explain`: the way of a file, URL or document through preparation, and each step of a run that reads it."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.commands.data.prepare import import_packages
-from launch.processes.terminal import printable, table_console
+from launch.processes.terminal import printable, table_console, work_progress
 from launch.reports.written import STANDARD_OUTPUT, add_json_option, json_destination
 
 if TYPE_CHECKING:
@@ -37,8 +38,15 @@ def run(args: argparse.Namespace) -> int:
     from launch.runs.trail import follow
 
     with json_destination(args.json, indent=None) as emit:
-        audited = open_audited_run(args.run, args.overrides, rank=None, text=False)
-        trails = follow(audited, args.source, work=args.work)
+        with work_progress() as progress:
+            progress.start("opening the run")
+            audited = open_audited_run(args.run, args.overrides, rank=None, text=False)
+
+            def watch(title: str) -> Callable[[int, int], None]:
+                progress.start(title)
+                return lambda done, total: progress.update(done, total=total)
+
+            trails = follow(audited, args.source, work=args.work, watch=watch)
         for document in (document for trail in trails for document in trail.documents):
             emit(asdict(document))
         if args.json != STANDARD_OUTPUT:

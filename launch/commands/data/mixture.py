@@ -13,7 +13,7 @@ from gpt.telemetry.screen import human_count
 from launch.config.corpora import naming_the_maker
 from launch.config.recipe import build, find_recipe, read_toml
 from launch.config.run_config import RunConfig, build_run_config, recipe_table
-from launch.processes.terminal import table_console
+from launch.processes.terminal import table_console, work_progress
 from launch.reports.written import add_json_option, json_destination
 
 MAX_ERROR = 1e-3  # relative error of a corpus's tokens; above it, a line explains the error
@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with json_destination(args.json) as emit:
-        plan, note = read_plan(args.recipe, args.overrides)
+        with work_progress() as progress:
+            progress.start("reading the lengths of the corpora")
+            plan, note = read_plan(args.recipe, args.overrides)
         show(plan, note, table_console())
         emit(plan.as_json())
     return 0

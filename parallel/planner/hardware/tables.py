@@ -162,6 +162,16 @@ def find_gpu(name: str, gpus: Mapping[str, Gpu]) -> Gpu:
     return known[max(begins, key=len)] if begins else find("GPU", name, gpus)
 
 
+def taken_as(name: str, gpu: Gpu, gpus: Mapping[str, Gpu]) -> str:
+    """Which of several variants a name without one is, such as "A100": its memory, and the others. "": it is clear."""
+    stem = gpu.name.partition("-")[0]
+    others = [each for each in gpus.values() if each is not gpu and each.name.partition("-")[0] == stem]
+    if not others or gpu.name == stem or name.strip().upper() != stem.upper():
+        return ""
+    also = ", ".join(f"{each.name} ({each.memory_gib:g} GiB)" for each in others)
+    return f"{name} is taken as {gpu.name} ({gpu.memory_gib:g} GiB); there is also {also}"
+
+
 def _build(kind: type[Any], name: str, table: dict[str, Any]) -> Any:
     allowed = {entry.name: entry for entry in fields(kind) if entry.name != "name"}
     for key, value in table.items():

@@ -37,7 +37,8 @@ def test_a_page_is_printed_by_its_name_or_path(capsys, name, file):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("tutorials/frist_model", "did you mean 'first_model'?"),
+        ("tutorials/frist_model", "did you mean 'tutorials/first_model'?"),
+        ("guides/training/plan", "did you mean 'guides/training/planning' or "),
         ("scaling", "is the name of several pages: "),
         ("zzz", "use one of those that `triaxial docs` lists"),
     ],

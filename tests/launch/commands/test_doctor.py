@@ -70,6 +70,7 @@ def test_json_holds_the_same_facts():
         ({"shm_bytes": 2**20}, "/dev/shm has 1 MiB"),
         ({"disk_free_bytes": 2**30}, "1.0 GiB free on this disk"),
         ({"memory_free_bytes": 2**31}, "2.0 GiB of memory free"),
+        ({"load": 9.04, "cores": 2}, "other programs keep the 2 cores busy (load 9.0)"),
         ({"open_files": 256}, "ulimit -n 65536"),
         ({"compiler": None}, "no C++ compiler: parallel.compile = true will fail"),
         ({"python_headers": False, "compiler": "/usr/bin/g++"}, "no Python headers: parallel.compile"),
@@ -103,6 +104,7 @@ def test_a_fact_that_would_break_some_runs_is_a_warning(here, change, said):
         backends=("gloo", "nccl"),
         engines=(),
         stale_locks=(),
+        load=0.5,
     )
     assert doctor.warnings_of(sound) == []
     changed = dataclasses.replace(sound, **change)

@@ -79,7 +79,7 @@ CASES = [
     ("--batch.global_batch_tokens 500", "batch.global_batch_tokens = 500", "512"),
     ("--batch.micro_batch_size 3", "micro_batch_size = 3 is invalid", "Use batch.micro_batch_size = 2 or 4"),
     ("--batch.ramp_initial_tokens 128", "batch.ramp_initial_tokens = 128 without batch.ramp_tokens"),
-    ("--parallel.tensor 2", "parallel.tensor 2", "does not divide the 1 processes"),
+    ("--parallel.tensor 2", "parallel.tensor 2", "does not divide the 1 process"),
     ("--nproc 3 --parallel.tensor 3", "model.n_heads = 2", "parallel.tensor = 3"),
     ("--nproc 5 --parallel.pipeline 5", "model.n_layers = 2", "5 pipeline stages"),
     ("--nproc 2 --parallel.pipeline 2 --parallel.split [1,2]", "parallel.split = [1, 2]", "adds up to 3"),

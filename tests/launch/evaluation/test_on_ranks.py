@@ -259,7 +259,7 @@ def test_the_launcher_starts_ranks_and_only_the_main_rank_reports(run: Path, tmp
             ["--nproc", "5", "--parallel.pipeline", "5"],
             "model.n_layers = 2 is invalid: does not fill 5 pipeline stages",
         ),
-        (["--parallel.tensor", "2"], "does not divide the 1 processes. Start 2 processes (--nproc"),
+        (["--parallel.tensor", "2"], "does not divide the 1 process. Start 2 processes (--nproc"),
         (["--nproc", "2", "--parallel.zero_stage", "3"], "except its layout. Use --parallel.tensor"),
         (["--nproc", "2", "--model.n_heads", "2"], "--model.n_heads is invalid: a trained model cannot be changed"),
         (["--nproc", "2", "--parallel.tensr", "2"], "except its layout. Use --parallel.tensor"),

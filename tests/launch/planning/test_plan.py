@@ -1,5 +1,6 @@
 """Parts of `triaxial plan` that the command's own test does not reach."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,11 +8,11 @@ import pytest
 
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
-from launch.planning.plan import chosen, option_of
+from launch.planning.plan import chosen, numbers_that_fit, option_of
 from launch.planning.plan_figures import figures
 from launch.planning.plan_files import sbatch_text
 from launch.planning.plan_page import plan_page
-from launch.planning.plan_report import PlannedLayout, knee_of, layout_table, memory_table
+from launch.planning.plan_report import PlannedLayout, knee_of, layout_table, memory_table, rejected_lines
 from launch.planning.plan_request import check_amounts, gpus_here
 from launch.planning.plan_scatter import PlanPoint, scatter
 from launch.planning.validate import validate
@@ -79,3 +80,21 @@ def test_faults():
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no GPU that torch sees"):
             gpus_here()
+
+
+def test_a_number_of_gpus_without_a_layout_names_those_that_have_one():
+    nothing = [(rank_layouts(REQUEST, 127, keep=1), [])]
+    assert nothing[0][0].layouts == ()
+    near = partial(numbers_that_fit, REQUEST)
+    with pytest.raises(
+        ConfigError, match=r"no layout of 127 GPUs divides this model and its batch. Use \d+ or 128 GPUs"
+    ):
+        chosen(nothing, None, fitting_near=near)
+
+
+def test_rejected_layouts_take_few_lines(found):
+    ranking = found[-1][0]
+    lines = rejected_lines(ranking, most=1)
+    assert len(lines) == 3
+    assert lines[-1].endswith("other rules; --rejected shows them, --json lists all")
+    assert len(rejected_lines(ranking, most=99)) == 2 * len(ranking.rejected)

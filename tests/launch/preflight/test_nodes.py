@@ -35,6 +35,15 @@ def test_a_wrong_option_is_refused(change, said):
         Check(**given | change)
 
 
+def test_a_missing_secret_is_the_first_line(capsys, monkeypatch):
+    """Before the facts of the node, which take seconds."""
+    monkeypatch.delenv("TRIAXIAL_JOB_SECRET", raising=False)
+    assert main(["doctor", "--nodes", "2", "--rdzv-endpoint", "a:29500"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "TRIAXIAL_JOB_SECRET is not set" in said.err
+
+
 def test_options_of_several_nodes_need_their_number(capsys):
     assert main(["doctor", "--rdzv-endpoint", "a:29500"]) == 2
     assert "--rdzv-endpoint is only for a check of several nodes. Add --nodes N" in capsys.readouterr().err
@@ -61,6 +70,6 @@ def test_a_launcher_with_another_endpoint_is_named_as_missing(tmp_path):
     for (name, node), other in zip(nodes.items(), "ba", strict=True):
         said = node.communicate(timeout=250)[0]
         assert node.returncode == TOGETHER_FAILED, said
-        assert f"problem: node {other} did not come to the rendezvous. See its output\n" in said
+        assert f"node {name}: problem: node {other} did not come to the rendezvous. See its output\n" in said
         assert "all-reduce: 1 rank on 1 node (gloo)" in said, f"node {name} goes on without the other"
         assert "Traceback" not in said

@@ -113,7 +113,7 @@ def test_an_impossible_layout_is_refused_before_a_process_starts(made: Any, word
 
 def test_one_process_refuses_a_layout_of_several(made: Any, tmp_path: Path) -> None:
     with (
-        pytest.raises(ConfigError, match=r"does not divide the 1 processes. Start 2 processes \(--nproc"),
+        pytest.raises(ConfigError, match=r"does not divide the 1 process. Start 2 processes \(--nproc"),
         opened_model(parsed(made.directory, "--parallel.tensor", 2)),
     ):
         raise AssertionError("it was opened")

@@ -127,3 +127,11 @@ def test_a_file_that_changes_meanwhile_ends_with_one_line(tmp_path):
     finally:
         stop.set()
         thread.join()
+
+
+def test_lines_of_any_length_give_the_bytes_of_their_text(tmp_path):
+    """The first lines are short and the later ones long, as in a file sorted by length."""
+    texts = [ENGLISH] * 10 + [ENGLISH * 140] * 200
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in texts))
+    found = look([str(tmp_path / "a.jsonl")], without=tmp_path / "out")
+    assert found.text_bytes == pytest.approx(sum(map(len, texts)), rel=0.05)

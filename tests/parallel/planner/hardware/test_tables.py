@@ -3,7 +3,7 @@
 import pytest
 
 from gpt.errors import ConfigError
-from parallel.planner.hardware.tables import find, find_gpu, read_hardware
+from parallel.planner.hardware.tables import find, find_gpu, read_hardware, taken_as
 
 
 def test_the_shipped_tables():
@@ -77,3 +77,11 @@ def test_gpus_by_the_names_of_drivers_and_papers():
     assert {name: find_gpu(name, gpus).name for name in names} == names
     with pytest.raises(ConfigError, match="GPU 'H1000' is unknown: did you mean"):
         find_gpu("H1000", gpus)
+
+
+def test_a_name_of_several_variants_says_which_one_is_taken():
+    gpus = read_hardware().gpus
+    note = taken_as("A100", find_gpu("A100", gpus), gpus)
+    assert note == "A100 is taken as A100-80G (79.2 GiB); there is also A100-40G (39.4 GiB)"
+    for name in ("A100-40G", "A100-SXM4-80GB", "H100", "B200"):
+        assert taken_as(name, find_gpu(name, gpus), gpus) == ""
