@@ -81,6 +81,14 @@ COMMANDS = {
         "launch.commands.judging.toxicity",
         "continue prompts, score the texts, and report how toxic they get",
     ),
+    "moderate audit": (
+        "launch.commands.moderate.audit",
+        "measure the quality of labels, and choose what an auditor must look at",
+    ),
+    "moderate calibrate": (
+        "launch.commands.moderate.calibrate",
+        "fit a classifier's calibration and thresholds on labelled texts",
+    ),
     "moderate select": (
         "launch.commands.moderate.select",
         "choose the texts to label next from scored texts, by three pipelines",

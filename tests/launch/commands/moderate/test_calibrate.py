@@ -1,0 +1,76 @@
+"""`triaxial moderate calibrate`: what it writes into a run makes scores calibrated and reaches the wanted precision."""
+
+import json
+
+import numpy as np
+import pytest
+from moderation_files import SECRET, labelled_and_scored, write_lines, write_taxonomy
+
+from gpt.moderation.measures.calibration import calibrated, read_calibrator
+from gpt.moderation.measures.ranking import confusion
+from launch.main import main
+
+
+def command_of(tmp_path, *options, n=300):
+    labels, scores, truth = labelled_and_scored(tmp_path, n=n)
+    run = tmp_path / "run"
+    run.mkdir(exist_ok=True)
+    command = ["moderate", "calibrate", str(run), "--labels", str(labels), "--scores", str(scores)]
+    return [*command, "--taxonomy", str(write_taxonomy(tmp_path)), *options], truth
+
+
+@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+def test_writes_calibration_and_thresholds(tmp_path, capsys, kind):
+    command, truth = command_of(tmp_path, "--kind", kind, "--precision", "0.8", "--json", str(tmp_path / "c.json"))
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "300 labelled texts" in out
+    assert SECRET not in out
+    folder = tmp_path / "run" / "moderation"
+    calibration = json.loads((folder / "calibration.json").read_text())
+    thresholds = json.loads((folder / "thresholds.json").read_text())
+    assert set(calibration) == set(thresholds) == {"A", "B"}
+    lines = (tmp_path / "scores.jsonl").read_text().splitlines()
+    scores = np.array([json.loads(line)["scores"]["A"] for line in lines])
+    after = calibrated(scores, read_calibrator(calibration["A"], where="A"))
+    assert confusion(truth[:, 0], after, thresholds["A"]).precision >= 0.8
+    row = json.loads((tmp_path / "c.json").read_text())["categories"][0]
+    assert row["threshold"]["precision"]["estimate"] >= 0.8
+
+
+def test_a_category_with_few_positives_stays_as_it_is(tmp_path, capsys):
+    command, truth = command_of(tmp_path)
+    texts = [
+        {"id": f"t{i}", "text": "boat", "labels": {"A": int(row[0]), "B": int(i < 2)}} for i, row in enumerate(truth)
+    ]
+    write_lines(tmp_path / "labels.jsonl", texts)
+    assert main(command) == 0
+    assert "B: 2 positives and 298 negatives are too few" in capsys.readouterr().out
+    folder = tmp_path / "run" / "moderation"
+    assert set(json.loads((folder / "calibration.json").read_text())) == {"A"}
+    assert not (folder / "thresholds.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (["--precision", "1.5"], "--precision 1.5 is invalid"),
+        (["--sure"], "only valid with --precision or --recall"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, options, rule):
+    command, _ = command_of(tmp_path, *options, n=20)
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert rule in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_labels_without_scores_and_no_run_are_refused(tmp_path, capsys):
+    command, _ = command_of(tmp_path, n=20)
+    write_lines(tmp_path / "labels.jsonl", [{"id": "other", "text": "boat", "labels": {"A": 1}}])
+    assert main(command) == 2
+    assert "no labelled text has a score" in capsys.readouterr().err
+    (tmp_path / "run").rmdir()
+    assert main(command) == 2
+    assert "is no directory" in capsys.readouterr().err
