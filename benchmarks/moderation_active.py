@@ -4,9 +4,9 @@
     python benchmarks/moderation_active.py --peer VENV/bin/python    small-text in a virtual environment of its own
     python benchmarks/moderation_active.py --features F.npy      (n, d), one row for each tweet, in the file's order
 
-Hate is 1% of a pool of 15,000 of Davidson's tweets: 150 positives. 300 random ones are labelled first, then five rounds of
-100. AUPRC is measured on 4,000 other tweets with the natural share of hate (5.8%). Every strategy has the same pool, first
-labels, features and classifier (logistic regression with balanced classes). No text is printed.
+Hate is 1% of a pool of 15,000 of Davidson's tweets: 150 positives. 300 random ones are labelled first, then five rounds
+of 100. AUPRC is measured on 4,000 other tweets with the natural share of hate (5.8%). Every strategy has the same pool,
+first labels, features and classifier (logistic regression with balanced classes). No text is printed.
 """
 
 import argparse
@@ -77,7 +77,9 @@ def run(x, y, seed, choose):
         model = classifier().fit(x[rows], y[rows]) if y[rows].any() else None
         positives.append(int(y[rows].sum()))
         auprc.append(
-            float(y[test].mean()) if model is None else average_precision_score(y[test], model.predict_proba(x[test])[:, 1])
+            float(y[test].mean())
+            if model is None
+            else average_precision_score(y[test], model.predict_proba(x[test])[:, 1])
         )
         if number < ROUNDS:
             rest = pool[~is_labelled[pool]]
@@ -110,7 +112,7 @@ def small_text(name, x, y):
     def choose(rest, scores, rows, model, seed):
         if model is None:
             return np.random.default_rng(seed).choice(rest, BATCH, replace=False)
-        np.random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 -- small-text draws from the global generator
         pool = np.concatenate([rows, rest])
         labels = y.astype(int)
         data = small_text.SklearnDataset(x[pool], labels[pool], target_labels=np.array([0, 1]))

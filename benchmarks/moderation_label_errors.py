@@ -1,0 +1,175 @@
+"""Find planted label errors: 5% of the labels of samples-1680 are flipped, five seeds, beside cleanlab.
+
+    python benchmarks/moderation_label_errors.py                         TF-IDF and logistic regression
+    python benchmarks/moderation_label_errors.py --peer VENV/bin/python    cleanlab in a virtual environment of its own
+    python benchmarks/moderation_label_errors.py --features F.npy        (n, d), one row for each text of the file
+
+Precision of the 5% most suspicious labels: the share of them that was planted. Scores are cross-fitted: those of a text
+come from classifiers that were trained without it, on one half (`--folds 2`, the paper's) or more, and averaged over
+`--repeats` splits. Labels that were wrong before count as false alarms. No text is printed.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+DATA = Path(__file__).resolve().parents[2] / "shared/data/other/moderation"
+SHARE, CATEGORIES = 0.05, ("S", "H", "V", "HR", "SH")
+
+
+def read_samples():
+    """Texts and labels (n, c) with NaN for unknown ones; rows whose text is missing are left out."""
+    with gzip.open(DATA / "openai-samples-1680-s3-text-removed.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [row for row in map(json.loads, file) if row.get("prompt")]
+    labels = np.array([[np.nan if row.get(c) is None else float(row[c]) for c in CATEGORIES] for row in rows])
+    return [row["prompt"] for row in rows], labels
+
+
+def tf_idf(texts):
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True).fit_transform(texts)
+    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=3, sublinear_tf=True).fit_transform(texts)
+    return hstack([words, letters]).tocsr()
+
+
+def cross_fit(x, y, *, folds, repeats, seed):
+    """Scores (n,) of classifiers that did not train on the text, averaged over repeated splits."""
+    from sklearn.linear_model import LogisticRegression
+
+    total = np.zeros(len(y))
+    for repeat in range(repeats):
+        fold = np.random.default_rng([seed, repeat]).permutation(len(y)) % folds
+        for held in range(folds):
+            model = LogisticRegression(C=10, max_iter=200, class_weight="balanced").fit(
+                x[fold != held], y[fold != held]
+            )
+            total[fold == held] += model.predict_proba(x[fold == held])[:, 1]
+    return total / repeats
+
+
+def cases(x, labels, args):
+    """For each category and seed: flipped labels, cross-fit scores, and which labels were flipped."""
+    for i, category in enumerate(CATEGORIES):
+        known = np.flatnonzero(~np.isnan(labels[:, i]))
+        for seed in range(args.seeds):
+            y = labels[known, i].copy()
+            planted = np.zeros(len(y), dtype=bool)
+            planted[np.random.default_rng(seed).choice(len(y), round(SHARE * len(y)), replace=False)] = True
+            y[planted] = 1 - y[planted]
+            yield category, seed, y, cross_fit(x[known], y, folds=args.folds, repeats=args.repeats, seed=seed), planted
+
+
+def ours(found):
+    from gpt.moderation.loop.label_errors import confident_errors, disagreements, most_suspicious
+
+    rows = []
+    for category, seed, y, p, planted in found:
+        top, confident = most_suspicious(y, p, SHARE), confident_errors(y, p)
+        rows.append(
+            {
+                "category": category,
+                "seed": seed,
+                "top": planted[top].mean(),
+                "confident": int(confident.sum()),
+                "confident_precision": planted[confident].mean() if confident.any() else None,
+                "confident_recall": planted[confident].sum() / planted.sum(),
+                "disagreements": int(disagreements(y, p).sum()),
+                "confident_rows": np.flatnonzero(confident).tolist(),
+            }
+        )
+    return rows
+
+
+def cleanlab(found):
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    rows = []
+    for category, seed, y, p, planted in found:
+        probabilities, n = np.stack([1 - p, p], axis=1), int(np.ceil(SHARE * len(y)))
+        labels = y.astype(int)
+        quality = {
+            how: get_label_quality_scores(labels, probabilities, method=how, adjust_pred_probs=adjust)
+            for how, adjust in (("self_confidence", False), ("normalized_margin", True))
+        }
+        issues = find_label_issues(labels, probabilities, filter_by="confident_learning", n_jobs=1)
+        pruned = find_label_issues(labels, probabilities, filter_by="prune_by_noise_rate", n_jobs=1)
+        rows.append(
+            {
+                "category": category,
+                "seed": seed,
+                "top": planted[np.argsort(quality["self_confidence"], kind="stable")[:n]].mean(),
+                "top_margin_adjusted": planted[np.argsort(quality["normalized_margin"], kind="stable")[:n]].mean(),
+                "pruned_precision": planted[pruned].mean() if pruned.any() else None,
+                "pruned": int(pruned.sum()),
+                "confident_rows": np.flatnonzero(issues).tolist(),
+            }
+        )
+    return rows
+
+
+def with_peer(args, found):
+    with tempfile.TemporaryDirectory() as folder:
+        cases_file, result = Path(folder) / "cases.npz", Path(folder) / "rows.json"
+        arrays = {f"{i}_{k}": value for i, case in enumerate(found) for k, value in enumerate(case)}
+        np.savez(cases_file, n=len(found), **arrays)
+        command = [args.peer, __file__, "--cases", cases_file, "--json", result]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": ""})
+        return json.loads(result.read_text())
+
+
+def show(rows, peer):
+    print("category  labels  top 5%  cleanlab  adjusted  confident learning: flagged, precision, recall")
+    for category in CATEGORIES:
+        own = [row for row in rows if row["category"] == category]
+        theirs = [row for row in peer if row["category"] == category]
+        mean = lambda key, of: np.mean([row[key] for row in of if row[key] is not None]) if of else float("nan")  # noqa: E731
+        print(
+            f"{category:9} {own[0]['n']:6} {mean('top', own):7.3f} {mean('top', theirs):9.3f} "
+            f"{mean('top_margin_adjusted', theirs):9.3f}  {mean('confident', own):8.1f} "
+            f"{mean('confident_precision', own):8.3f} {mean('confident_recall', own):8.3f}"
+        )
+    equal = sum(a["confident_rows"] == b["confident_rows"] for a, b in zip(rows, peer, strict=False))
+    print(f"top 5%, all: {np.mean([row['top'] for row in rows]):.3f}")
+    if peer:
+        print(f"confident learning flags the same labels as cleanlab in {equal} of {len(rows)} cases")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--folds", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--features", type=Path)
+    parser.add_argument("--peer", type=Path, help="a Python with cleanlab")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--cases", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.cases is not None:
+        data = np.load(args.cases)
+        found = [
+            (str(data[f"{i}_0"]), int(data[f"{i}_1"]), *(data[f"{i}_{k}"] for k in (2, 3, 4))) for i in range(data["n"])
+        ]
+        args.json.write_text(json.dumps(cleanlab(found)))
+        return
+    texts, labels = read_samples()
+    x = tf_idf(texts) if args.features is None else np.load(args.features).astype(np.float32)
+    found = list(cases(x, labels, args))
+    rows = [{**row, "n": len(case[2])} for row, case in zip(ours(found), found, strict=True)]
+    peer = with_peer(args, found) if args.peer is not None else []
+    show(rows, peer)
+    if args.json is not None:
+        args.json.write_text(json.dumps({"ours": rows, "cleanlab": peer}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
