@@ -26,6 +26,7 @@ from data_prep.execution.workspace import SHARE_TIMEOUT_S, Workspace
 from data_prep.extraction.extract import extract_stage, extract_task
 from data_prep.extraction.page_text import load_libraries
 from data_prep.filters.language import language_stage
+from data_prep.filters.moderation import ModerationStage, check_moderation
 from data_prep.filters.pareto import CLASSIFY
 from data_prep.filters.pii import PII
 from data_prep.filters.quality import QUALITY
@@ -67,12 +68,15 @@ def prepare(
     share: Share | None = None,
     share_timeout_s: float = SHARE_TIMEOUT_S,
     on_error: Callable[[ShardRun], None] = lambda run: None,
+    moderation: ModerationStage | None = None,
 ) -> PreparedCorpus:
     """Run every stage that is not finished yet and publish the corpus; ConfigError if no document is left.
 
     `executor`, `share`: as for `Workspace`. `on_error`: called with the finished stages before an error is raised.
+    `moderation`: scores documents if the recipe has [moderation].
     """
     found = check(config)
+    check_moderation(config.moderation, moderation)
     with Workspace(
         config.output.work_folder,
         n_workers=n_workers,
@@ -87,7 +91,7 @@ def prepare(
         def steps() -> PreparedCorpus:
             run = ShardRun(workspace)
             try:
-                return run_stages(run, config, found)
+                return run_stages(run, config, found, moderation)
             except (ConfigError, RuntimeError):
                 on_error(run)
                 raise
@@ -119,7 +123,9 @@ def check(config: PrepareConfig, *, known: Answers | None = None) -> list[Path |
     return found
 
 
-def run_stages(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFile]) -> PreparedCorpus:
+def run_stages(
+    run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFile], moderation: ModerationStage | None = None
+) -> PreparedCorpus:
     """Run all stages in their order and publish the corpus; with a plan as `run.workspace`, only plan that."""
     workspace = run.workspace
     shards = _read(run, config, found)
@@ -134,6 +140,8 @@ def run_stages(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFi
         shards = run.map(fuzzy.REMOVAL, NEAR_COPY, shards, extra_inputs=copies)
     if config.decontaminate.sets:
         shards = workspace.find(partial(decontaminate, run, config.decontaminate, shards), shards, size=1)
+    if moderation is not None:
+        shards = run.map(moderation.stage, config.moderation.rule, shards, shared_inputs=moderation.files)
     if config.pii.enabled:
         shards = run.map(PII, config.pii, shards)
     if config.conversations is not None:

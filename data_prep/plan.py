@@ -17,6 +17,7 @@ from data_prep.execution.manifest import Entry, WorkManifest
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.shares import ObservedRun, observe_runs
 from data_prep.execution.tasks import FinishedTask, Stage, Task, task_key
+from data_prep.filters.moderation import ModerationStage
 from data_prep.inputs.input_lists import read_answers
 from data_prep.pipeline import check, run_stages
 from data_prep.readers.remote_files import STUB_ENDING, read_stub
@@ -69,7 +70,7 @@ class PlanOfRun:
         return None if any(part is None for part in parts) else sum(part for part in parts if part)
 
 
-def plan(config: PrepareConfig) -> PlanOfRun:
+def plan(config: PrepareConfig, moderation: ModerationStage | None = None) -> PlanOfRun:
     """Plan a recipe with the content of its work folder. ConfigError: as a run raises it before its first task.
 
     Servers are asked for remote files that the last run did not ask for, and for no others.
@@ -81,7 +82,7 @@ def plan(config: PrepareConfig) -> PlanOfRun:
     with tempfile.TemporaryDirectory() as stubs:
         work = _Plan(folder, manifest, Path(stubs))
         try:
-            run_stages(ShardRun(work), config, found)
+            run_stages(ShardRun(work), config, found, moderation)
         except (_EndOfPlanError, ConfigError, OSError, LookupError) as error:
             if not work.is_open and not isinstance(error, _EndOfPlanError):
                 raise  # else the pipeline asked for a finding that an open stage does not have yet

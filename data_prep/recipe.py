@@ -14,6 +14,7 @@ from data_prep.dedup.index import DedupConfig
 from data_prep.documents.quarantine import QuarantineConfig
 from data_prep.extraction.page_text import ExtractConfig
 from data_prep.filters.language import LanguageConfig
+from data_prep.filters.moderation import ModerationConfig
 from data_prep.filters.pareto import ClassifyConfig
 from data_prep.filters.pii import PiiConfig
 from data_prep.filters.quality import QualityConfig
@@ -90,11 +91,12 @@ class PrepareConfig:
     dedup_exact: ExactConfig = field(default_factory=ExactConfig)
     dedup_minhash: FuzzyConfig = field(default_factory=FuzzyConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    moderation: ModerationConfig = field(default_factory=ModerationConfig)
     pii: PiiConfig = field(default_factory=PiiConfig)
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     conversations: ConversationsConfig | None = None
     """With this section the input's records are conversations. The steps for web text are then off: [extract],
-    [language], [quality], [classify] and [pii]."""
+    [language], [quality], [classify], [moderation] and [pii]."""
     labels: LabelsConfig | None = None
     """With this section the input's records are texts with labels, for a classifier. The same steps are off."""
 
@@ -114,6 +116,7 @@ def _set_for_records(config: PrepareConfig, section: str) -> None:
         "language": LanguageConfig(enabled=False),
         "quality": QualityConfig(rules=()),
         "classify": ClassifyConfig(),
+        "moderation": ModerationConfig(),
         "pii": PiiConfig(),
     }
     for name, value in off.items():

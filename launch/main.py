@@ -105,6 +105,12 @@ COMMANDS = {
         "launch.commands.moderate.label",
         "let people label texts on a local page, by keyboard; show how far they agree",
     ),
+    "moderate score": ("launch.commands.moderate.score", "score the texts of a corpus with a classifier"),
+    "moderate export": (
+        "launch.commands.moderate.export",
+        "export a classifier as a folder for transformers, with a model card",
+    ),
+    "moderate serve": ("launch.commands.moderate.serve", "serve a classifier over HTTP"),
     "convert": ("launch.commands.convert", "convert a model to or from another library's format"),
     "parity": ("launch.commands.parity", "show that a recipe trains the same model on every layout"),
     "doctor": ("launch.commands.doctor", "show what this machine offers and what would break a run"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_prep.documents.shards import DamagedShardError, read_shard
 from data_prep.documents.traces import Drop, read_trace
 from data_prep.execution.shard_runs import Steps, read_steps
+from data_prep.filters.moderation import STEP as MODERATION
 from gpt.errors import ConfigError, did_you_mean
 
 EACH = 3  # examples of a step and reason
@@ -15,7 +16,10 @@ _SHOWN = 160  # characters
 
 @dataclass(frozen=True)
 class DropExample:
-    """A dropped document. `text`: its beginning, "" if it never was text or the shard before the step is removed."""
+    """A dropped document. `text`: its beginning, "" if it never was text or the shard before the step is removed.
+
+    It is "" too for undesired content, unless exactly that step was asked for.
+    """
 
     drop: Drop
     text: str
@@ -67,7 +71,8 @@ def _of_stage(
                 counts[drop.step, drop.reason] += 1
                 if counts[drop.step, drop.reason] <= EACH:
                     wanted[drop.id] = drop
-        texts = _beginnings(shard, set(wanted)) if shard is not None and wanted else {}
+        shown = {name for name, drop in wanted.items() if drop.step != MODERATION or step == MODERATION}
+        texts = _beginnings(shard, shown) if shard is not None and shown else {}
         found += [DropExample(drop, texts.get(name, "")) for name, drop in wanted.items()]
     return found
 

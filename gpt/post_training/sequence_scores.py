@@ -1,4 +1,4 @@
-"""Score whole sequences with an engine whose head gives one number a position, on any layout."""
+"""Score whole sequences with an engine whose head gives one number a position or several, on any layout."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -47,24 +47,25 @@ def score_sequences(
 ) -> Floats:
     """The engine's value at the last token of each sequence, (n,), on every rank. Every rank must call it.
 
-    A row holds several sequences, apart from each other, so a score does not depend on its neighbours. None may be
-    empty or longer than the model's context. `advance` gets the number of sequences that are finished.
+    It is (n, c) if the engine has c values a token, and n is not 0. A row holds several sequences, apart from each
+    other, so a score does not depend on its neighbours. None may be empty or longer than the model's context.
+    `advance` gets the number of sequences that are finished.
     """
     rows = pack([len(one) for one in sequences], row_tokens)
-    found: list[tuple[int, float]] = []
+    found: list[tuple[int, Any]] = []
     at_once = rows_at_once * engine.data_size
     for start in range(0, len(rows), at_once):
         first = start + engine.data_rank * rows_at_once
         mine = rows[first : first + rows_at_once]
         batch, places = _batch_of(sequences, mine, rows_at_once=rows_at_once, row_tokens=row_tokens)
-        values = engine.token_values(batch).cpu()  # (rows, t)
-        found += [(number, float(values[row, last])) for number, row, last in places]
+        values = engine.token_values(batch)  # (rows, t) or (rows, t, c)
+        _, at_row, at_last = np.array(places, dtype=np.int64).reshape(-1, 3).T
+        ends = values[torch.from_numpy(at_row), torch.from_numpy(at_last)].double().cpu().numpy()
+        found += [(number, end) for (number, _, _), end in zip(places, ends, strict=True)]
         advance(sum(map(len, rows[start : start + at_once])))
-    scores = np.full(len(sequences), np.nan)
     everyone: list[list[Any]] = engine.all_gather_objects(found)  # ranks of one data rank give the same numbers
-    for number, score in (one for of_rank in everyone for one in of_rank):
-        scores[number] = score
-    return scores
+    by_number = {number: score for of_rank in everyone for number, score in of_rank}
+    return np.array([by_number[number] for number in range(len(sequences))], dtype=np.float64)
 
 
 def pack(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:

@@ -8,6 +8,7 @@ from gpt.moderation.taxonomy import read_taxonomy
 from launch.config.recipe import build
 
 if TYPE_CHECKING:
+    from data_prep.filters.moderation import ModerationStage
     from data_prep.recipe import PrepareConfig
 
 
@@ -16,6 +17,18 @@ def prepare_config(table: dict[str, Any]) -> "PrepareConfig":
     from data_prep.recipe import PrepareConfig  # loads the packages of the extra `data`
 
     return build(PrepareConfig, with_taxonomy(table), where="")
+
+
+def moderation_of(config: "PrepareConfig") -> "ModerationStage | None":
+    """The stage of [moderation], which data_prep cannot make itself; None if the recipe has none.
+
+    ConfigError: there is no such classifier run, or it lacks a category.
+    """
+    if config.moderation.run is None:
+        return None
+    from launch.moderation.filter_stage import moderation_stage  # loads torch
+
+    return moderation_stage(config.moderation)
 
 
 def with_taxonomy(table: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from gpt.files.regular import read_text
 from gpt.training.config import ObjectiveConfig
 from launch.commands.data.prepare import import_packages
 from launch.config.lengths import without_replaced
-from launch.config.prepare_config import prepare_config
+from launch.config.prepare_config import moderation_of, prepare_config
 from launch.config.recipe import find_recipe, read_toml
 from launch.config.run_config import build_run_config
 from launch.processes.environment import ClusterEnvironment
@@ -80,7 +80,8 @@ def prepare(recipe: str | Path, settings: Settings | None = None, *, workers: in
     from data_prep.pipeline import prepare as run_stages
 
     config = prepare_config(_with(read_toml(find_recipe(str(recipe))), settings))
-    return run_stages(config, n_workers=workers, progress=ProgressBars(table_console(), every_s=30.0))
+    progress = ProgressBars(table_console(), every_s=30.0)
+    return run_stages(config, n_workers=workers, progress=progress, moderation=moderation_of(config))
 
 
 def _with(table: dict[str, Any], settings: Settings | None) -> dict[str, Any]:

@@ -9,25 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from gpt.model.heads import ScalarHead
 from gpt.post_training.sequence_scores import Floats, Ints, row_tokens_for, score_sequences
-from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
+from gpt.tokenizer.tokenizers import Tokenizer
 from gpt.training.engine import Engine
 from gpt.training.objective import Objective
-from launch.processes.environment import ClusterEnvironment, bootstrap_in_this_process
-from launch.processes.rendezvous import join_processes
-from launch.runs.open_model import collective_timeout_s, config_of_newest, inference_layout
-from launch.runs.saved_run import device_of, find_checkpoint, model_section, objective_section, section, tokenizer_file
+from launch.runs.open_engine import opened_engine
+from launch.runs.saved_run import model_section, objective_section
 from parallel.checkpoint.handle import Checkpoint
-from parallel.engines.choose import build_engine
-from parallel.engines.settings import EngineSettings
-from parallel.layout.config import ParallelConfig
-from parallel.layout.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -66,58 +59,22 @@ class OpenedReward:
 def opened_reward(args: argparse.Namespace) -> Iterator[OpenedReward]:
     """Open the reward run of a command's arguments. Collective: under a launcher every rank must enter the context.
 
-    ConfigError: no whole checkpoint, not a reward run, an invalid layout, or a tokenizer that does not fit.
+    ConfigError: as for `opened_engine`, and for a run that is no reward run.
     """
-    environment = ClusterEnvironment.from_environment()
-    config = config_of_newest(args.run, args.step)
-    objective = reward_objective(config, args.run)
-    layout = inference_layout(args, environment.world_size, config)
-    device = device_of(args.device, local_rank=environment.local_rank if layout.world_size > 1 else None)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    bootstrap_in_this_process()
-    join_processes(environment, device, timeout_s=collective_timeout_s(config))
-    try:
-        yield _load(args, config, objective, layout, device)
-    except BaseException:
-        if layout.world_size > 1:  # leaving the group would wait for a peer inside a collective
-            raise
-        dist.destroy_process_group()
-        raise
-    dist.destroy_process_group()
-
-
-def _load(
-    args: argparse.Namespace, config: dict[str, Any], objective: Objective, layout: Layout, device: torch.device
-) -> OpenedReward:
-    """Verify the checkpoint and load its weights into an engine. Every rank must call it."""
-    directory, checkpoint, notes = find_checkpoint(Path(args.run), args.step)
-    model = model_section(config)
-    data_config = section(DataConfig, config, "data")
-    file = tokenizer_file(directory, data_config)
-    parallel = ParallelConfig(
-        tensor=layout.tensor,
-        pipeline=layout.pipeline,
-        data=layout.data,
-        schedule="gpipe",
-        precision="bf16" if args.dtype == "bfloat16" else "fp32",
-    )
-    settings = EngineSettings(model, parallel, layout, optimizer=None, micro_batch_size=1, seed=0)
-    engine = build_engine(settings, objective=objective, device=device, init_weights=False)
-    engine.checkpoints.shared.load_weights(checkpoint)
-    return OpenedReward(
-        engine=engine,
-        run_directory=directory,
-        checkpoint=checkpoint,
-        model=model,
-        data_config=data_config,
-        tokenizer=load_tokenizer(file),
-        tokenizer_file=file,
-        tensor=layout.tensor,
-        batch_tokens=args.batch_tokens,
-        notes=tuple(notes),
-        is_main=engine.is_main,
-    )
+    with opened_engine(args, reward_objective) as opened:
+        yield OpenedReward(
+            engine=opened.engine,
+            run_directory=opened.run_directory,
+            checkpoint=opened.checkpoint,
+            model=opened.model,
+            data_config=opened.data_config,
+            tokenizer=opened.tokenizer,
+            tokenizer_file=opened.tokenizer_file,
+            tensor=opened.tensor,
+            batch_tokens=args.batch_tokens,
+            notes=opened.notes,
+            is_main=opened.is_main,
+        )
 
 
 def reward_objective(config: dict[str, Any], run: Path) -> Objective:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt.errors import ConfigError, import_extra
 from gpt.telemetry.output import own_output
-from launch.config.prepare_config import prepare_config
+from launch.config.prepare_config import moderation_of, prepare_config
 from launch.config.recipe import apply_overrides, find_recipe, read_toml
 from launch.processes.environment import ray_cluster, slurm_array_share
 from launch.processes.terminal import table_console
@@ -87,13 +87,13 @@ def run(args: argparse.Namespace) -> int:
     elif args.dropped is not None:
         show_dropped(dropped_documents(config.output.work_folder, args.dropped), console)
     elif args.status:
-        show_status(plan(config), config, console)
+        show_status(plan(config, moderation_of(config)), config, console)
     elif args.dry_run:
         n_workers = args.workers or len(os.sched_getaffinity(0))
-        show_dry_run(plan(config), config, console, n_workers=n_workers)
+        show_dry_run(plan(config, moderation_of(config)), config, console, n_workers=n_workers)
     else:
         own_output(waits=False)  # a run of days must not end or block if its terminal does
-        how = _how(args, config.output.work_folder)
+        how = {**_how(args, config.output.work_folder), "moderation": moderation_of(config)}
         progress = ProgressBars(console, every_s=args.progress_every)
         on_error = functools.partial(show_lost, console=console)
         prepared = prepare(config, n_workers=args.workers, progress=progress, on_error=on_error, **how)

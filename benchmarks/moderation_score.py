@@ -1,0 +1,183 @@
+"""Texts/s of `triaxial moderate score`'s scorer beside transformers, on the same trunk with the same linear head.
+
+    python benchmarks/moderation_score.py --hf FOLDER --texts FILE.jsonl [--field text] [--count 100] [--layers 30]
+        [--dtype float32] [--rounds 5] [--threads 1] [--peer-tokens 512] [--json FILE]
+
+FOLDER is a Llama of Hugging Face, such as SmolLM2-135M. Both get the same texts, sorted by length, the same random head
+of eight categories, the same dtype and threads, no gradient, and their own tokenizer. The peer pads batches of at most
+--peer-tokens tokens, which is its best use on a CPU; --peer-tokens 0 pads batches of 32 texts, its usual use. Time is
+that of the processor (`cpu_s`), so that other work on the machine counts little. Scores are compared: 1e-4 in fp32.
+The last line printed is one JSON object.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import side_by_side
+
+N_CATEGORIES, SEED = 8, 0
+OURS, PEER = "triaxial", "transformers"
+
+
+def texts_of(args: argparse.Namespace) -> list[str]:
+    """Texts spread over the file. They are never printed."""
+    from gpt.moderation.label_files import read_records
+
+    found = [record.get(args.field) for _, record in read_records(args.texts)]
+    texts = [text for text in found if isinstance(text, str) and text.strip()]
+    return texts[:: max(1, len(texts) // args.count)][: args.count]
+
+
+def head_weights(width: int) -> Any:
+    import torch
+
+    return torch.randn(N_CATEGORIES, width, generator=torch.Generator().manual_seed(SEED)) * 0.05
+
+
+def ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
+    import torch
+
+    from gpt.convert.hugging_face.names import from_hugging_face
+    from gpt.convert.hugging_face.source import open_source
+    from gpt.model.gpt import GPT
+    from gpt.moderation.classifier import Classifier
+    from gpt.moderation.config import ClassifierConfig
+    from gpt.tokenizer.tokenizers import load_tokenizer
+    from launch.moderation.classifier import OpenedClassifier
+    from launch.runs.open_engine import LocalScorer, packed_for_scoring
+    from launch.runs.saved_run import DTYPES
+
+    torch.set_num_threads(args.threads)
+    source = open_source(args.hf)
+    config = replace(source.config, n_layers=args.layers or source.config.n_layers)
+    objective = Classifier(ClassifierConfig(head="linear", parents=False))
+    module = GPT(config, head=objective.head(config))
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, tensor in from_hugging_face(source.config, source.read()):
+            if name in parameters:
+                parameters[name].copy_(tensor)
+        parameters["head.classes.weight"].copy_(head_weights(config.d_model))
+        parameters["head.classes.bias"].zero_()
+    module = module.to(DTYPES[args.dtype]).eval().requires_grad_(False)
+    file = args.hf / "tokenizer.json"
+    classifier = OpenedClassifier(
+        engine=packed_for_scoring(LocalScorer(module, objective)),
+        run_directory=args.hf,
+        checkpoint=None,
+        model=config,
+        tokenizer=load_tokenizer(file),
+        tokenizer_file=file,
+        taxonomy=objective.taxonomy,
+        version="benchmark",
+        window=args.window,
+    )
+    texts = texts_of(args)
+
+    def block(some: list[str] = texts) -> dict[str, Any]:
+        return {"scores": classifier.scores(some).tolist(), "texts": len(some)}
+
+    block(texts[:4])
+    return block
+
+
+def theirs(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
+    import torch
+    import transformers
+
+    torch.set_num_threads(args.threads)
+    config = transformers.AutoConfig.from_pretrained(args.hf, local_files_only=True)
+    config.num_labels = N_CATEGORIES
+    config.num_hidden_layers = args.layers or config.num_hidden_layers
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        args.hf, config=config, dtype=getattr(torch, args.dtype), local_files_only=True
+    ).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.hf, local_files_only=True)
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    pad = model.config.pad_token_id
+    assert pad != end, "the end-of-document token must not be the padding"
+    with torch.no_grad():
+        model.score.weight.copy_(head_weights(config.hidden_size))
+    texts = texts_of(args)
+
+    @torch.inference_mode()
+    def block(some: list[str] = texts) -> dict[str, Any]:
+        encoded = tokenizer(some, add_special_tokens=False)["input_ids"]
+        rows = [[*ids[: args.window - 1], end] for ids in encoded]
+        scores: dict[int, list[float]] = {}
+        for batch in batches(sorted(range(len(rows)), key=lambda i: len(rows[i])), rows, args.peer_tokens):
+            width = max(len(rows[i]) for i in batch)
+            ids = torch.full((len(batch), width), pad)
+            mask = torch.zeros((len(batch), width), dtype=torch.long)
+            for row, i in enumerate(batch):
+                ids[row, : len(rows[i])], mask[row, : len(rows[i])] = torch.tensor(rows[i]), 1
+            found = torch.sigmoid(model(input_ids=ids, attention_mask=mask, use_cache=False).logits.double())
+            scores |= dict(zip(batch, found.tolist(), strict=True))
+        return {"scores": [scores[i] for i in range(len(rows))], "texts": len(rows)}
+
+    block(texts[:4])
+    return block
+
+
+def batches(order: list[int], rows: list[list[int]], tokens: int) -> list[list[int]]:
+    """Neighbours in `order`, which rises in length: at most `tokens` padded tokens, or 32 texts if it is 0."""
+    found: list[list[int]] = [[]]
+    for i in order:
+        size = len(found[-1]) + 1
+        if found[-1] and (size * len(rows[i]) > tokens if tokens else size > 32):
+            found.append([])
+        found[-1].append(i)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--hf", type=Path, required=True)
+    parser.add_argument("--texts", type=Path, required=True)
+    parser.add_argument("--field", default="text")
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--layers", type=int, default=0)
+    parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peer-tokens", type=int, default=512)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("role", nargs="?", choices=(OURS, PEER))
+    parser.add_argument("serve", nargs="?")
+    args = parser.parse_args()
+    if args.role:
+        side_by_side.serve(lambda: ours(args) if args.role == OURS else theirs(args))
+        return 0
+    words = sys.argv[1:]
+    commands = {name: [sys.executable, __file__, *words, name, "serve"] for name in (OURS, PEER)}
+    results = side_by_side.alternate(commands, rounds=args.rounds, threads=args.threads, report=print)
+    spans = {name: [answers[name]["cpu_s"] for answers in results] for name in commands}
+    n = results[0][OURS]["texts"]
+    largest = max(
+        abs(a - b)
+        for one, other in zip(results[0][OURS]["scores"], results[0][PEER]["scores"], strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+    result = {
+        "texts": n,
+        "texts_per_cpu_s": {name: n / statistics.median(found) for name, found in spans.items()},
+        "ratios": side_by_side.speed_ratios(spans, OURS),
+        "largest_difference": largest,
+        **{name: getattr(args, name) for name in ("dtype", "threads", "peer_tokens", "window", "layers", "rounds")},
+    }
+    text = json.dumps(side_by_side.rounded(result))
+    if args.json:
+        args.json.write_text(text + "\n")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Open a classifier run: on any layout for a command, or in this process."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gpt.data.config import DataConfig
+from gpt.errors import ConfigError
+from gpt.model.config import ModelConfig
+from gpt.moderation.classifier import Classifier
+from gpt.tokenizer.tokenizers import load_tokenizer
+from gpt.training.objective import Objective
+from launch.moderation.classifier import BATCH_TOKENS, OpenedClassifier, version_of
+from launch.moderation.decisions import Decisions, read_decisions
+from launch.moderation.features import TextFeatures
+from launch.processes.environment import ClusterEnvironment
+from launch.runs.open_engine import load_local_scorer, opened_engine, packed_for_scoring
+from launch.runs.open_model import add_layout_arguments, config_of_newest, inference_layout
+from launch.runs.saved_run import (
+    DTYPES,
+    add_device_arguments,
+    device_of,
+    find_checkpoint,
+    model_section,
+    objective_section,
+    section,
+    tokenizer_file,
+)
+
+
+def add_classifier_arguments(parser: argparse.ArgumentParser, *, layouts: bool = True) -> None:
+    """Add the arguments that say how the run of `add_run_arguments` is opened."""
+    parser.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="tokens of a window: longer texts are cut into windows that overlap by a quarter, and get the largest "
+        "score of each category (default: data.seq_len of the run, at most the model's context)",
+    )
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=BATCH_TOKENS,
+        metavar="N",
+        help=f"tokens per batch (default: {BATCH_TOKENS})",
+    )
+    parser.add_argument("--raw", action="store_true", help="leave out the run's calibration")
+    add_device_arguments(parser)
+    if layouts:
+        add_layout_arguments(parser)
+
+
+@contextmanager
+def opened_classifier(args: argparse.Namespace, *, features: bool = False) -> Iterator[OpenedClassifier]:
+    """Open the classifier run of a command's arguments. Collective: under a launcher every rank must enter the context.
+
+    `features`: for `OpenedClassifier.features`; such a run gives no scores. ConfigError: as for `opened_engine`, for a
+    run that is no classifier, and for damaged files of its calibration.
+    """
+
+    def objective_of(config: dict[str, Any], run: Path) -> Objective:
+        found = classifier_objective(config, run)
+        return TextFeatures(found, model_section(config).d_model) if features else found
+
+    _check_batch_tokens(args.batch_tokens)
+    environment = ClusterEnvironment.from_environment()
+    if environment.world_size == 1:
+        inference_layout(args, 1, config_of_newest(args.run, args.step))  # raises for a layout of more processes
+        yield load_classifier(
+            args.run,
+            step=args.step,
+            device=args.device,
+            dtype=args.dtype,
+            window=args.window,
+            batch_tokens=args.batch_tokens,
+            raw=args.raw,
+            features=features,
+            packs=True,
+        )
+        return
+    with opened_engine(args, objective_of) as opened:
+        objective = opened.objective
+        classifier = objective.classifier if isinstance(objective, TextFeatures) else objective
+        assert isinstance(classifier, Classifier)
+        taxonomy = classifier.taxonomy
+        decisions = _decisions(opened.run_directory, taxonomy.ids, raw=args.raw)
+        yield OpenedClassifier(
+            engine=opened.engine,
+            run_directory=opened.run_directory,
+            checkpoint=opened.checkpoint,
+            model=opened.model,
+            tokenizer=opened.tokenizer,
+            tokenizer_file=opened.tokenizer_file,
+            taxonomy=taxonomy,
+            version=version_of(opened.checkpoint, taxonomy, decisions),
+            window=_window(args.window, opened.model, opened.data_config),
+            batch_tokens=args.batch_tokens,
+            tensor=opened.tensor,
+            decisions=decisions,
+            gives_features=features,
+            notes=opened.notes,
+            is_main=opened.is_main,
+        )
+
+
+def load_classifier(
+    run: str | Path,
+    *,
+    step: int | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    window: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    raw: bool = False,
+    features: bool = False,
+    packs: bool = False,
+) -> OpenedClassifier:
+    """Open a classifier run in this process alone. ConfigError: as for `opened_classifier`.
+
+    `packs`: on a CPU, lay out the weights for speed; the module's weights can then not be read.
+    """
+    _check_batch_tokens(batch_tokens)
+    directory, checkpoint, notes = find_checkpoint(Path(run), step)
+    config = checkpoint.state.get("config")
+    if not isinstance(config, dict):
+        raise ConfigError(f"{checkpoint.path}: its state has no configuration, so `triaxial train` did not save it")
+    classifier, model = classifier_objective(config, Path(run)), model_section(config)
+    data_config = section(DataConfig, config, "data")
+    objective: Objective = TextFeatures(classifier, model.d_model) if features else classifier
+    file = tokenizer_file(directory, data_config)
+    decisions = _decisions(directory, classifier.taxonomy.ids, raw=raw)
+    scorer = load_local_scorer(checkpoint, model, objective, device=device_of(device), dtype=DTYPES[dtype])
+    return OpenedClassifier(
+        engine=packed_for_scoring(scorer) if packs else scorer,
+        run_directory=directory,
+        checkpoint=checkpoint,
+        model=model,
+        tokenizer=load_tokenizer(file),
+        tokenizer_file=file,
+        taxonomy=classifier.taxonomy,
+        version=version_of(checkpoint, classifier.taxonomy, decisions),
+        window=_window(window, model, data_config),
+        batch_tokens=batch_tokens,
+        decisions=decisions,
+        gives_features=features,
+        notes=tuple(notes),
+    )
+
+
+def classifier_objective(config: dict[str, Any], run: Path) -> Classifier:
+    """The objective of a run's configuration. ConfigError if the run is no classifier."""
+    found = objective_section(config).build(z_loss=0.0)
+    if isinstance(found, Classifier):
+        return found
+    kind = config.get("objective", {}).get("kind", "next_token")
+    raise ConfigError(
+        f"{run} is no classifier run (objective.kind = '{kind}'). Train one with objective.kind = 'classifier'"
+    )
+
+
+def _decisions(run: Path, categories: tuple[str, ...], *, raw: bool) -> Decisions:
+    found = read_decisions(run, categories)
+    return Decisions({}, found.thresholds) if raw else found
+
+
+def _check_batch_tokens(given: int) -> None:
+    if given < 1:
+        raise ConfigError(f"--batch-tokens {given} is invalid: must be at least 1")
+
+
+def _window(given: int | None, model: ModelConfig, data_config: DataConfig) -> int:
+    if given is None:
+        return min(model.n_ctx, data_config.seq_len)
+    if not 2 <= given <= model.n_ctx:
+        raise ConfigError(f"--window {given} is invalid: must be from 2 to the model's context, {model.n_ctx} tokens")
+    return given

@@ -1,0 +1,52 @@
+"""Calibration and thresholds come from the run directory, and damaged files are refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt.errors import ConfigError
+from launch.moderation.decisions import read_decisions
+
+
+def write(run, name, value):
+    (run / "moderation").mkdir(exist_ok=True)
+    (run / "moderation" / name).write_text(json.dumps(value))
+
+
+def test_without_files_scores_are_probabilities(tmp_path):
+    found = read_decisions(tmp_path, ("A", "B"))
+    assert (found.digest, dict(found.thresholds)) == ("", {"A": 0.5, "B": 0.5})
+    scores = np.array([[0.2, 0.7]])
+    np.testing.assert_array_equal(found.applied(scores, ("A", "B")), scores)
+
+
+def test_calibration_and_thresholds_are_applied(tmp_path):
+    write(tmp_path, "calibration.json", {"B": {"kind": "temperature", "temperature": 2.0}})
+    write(tmp_path, "thresholds.json", {"A": 0.75})
+    found = read_decisions(tmp_path, ("A", "B"))
+    assert dict(found.thresholds) == {"A": 0.75, "B": 0.5}
+    wanted = 1 / (1 + np.exp(-np.log(0.9 / 0.1) / 2))
+    np.testing.assert_allclose(found.applied(np.array([[0.2, 0.9]]), ("A", "B")), [[0.2, wanted]], rtol=1e-12)
+    before = found.digest
+    write(tmp_path, "thresholds.json", {"A": 0.7})
+    assert read_decisions(tmp_path, ("A", "B")).digest not in ("", before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        (
+            "calibration.json",
+            {"C": {"kind": "temperature", "temperature": 2}},
+            "'C' is no category of the run's taxonomy",
+        ),
+        ("calibration.json", {"A": {"kind": "other"}}, "kind must be 'temperature' or 'isotonic'"),
+        ("thresholds.json", {"A": 1.5}, "A is invalid: must be a number from 0 to 1"),
+        ("thresholds.json", [1], "thresholds.json"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, name, value, error):
+    write(tmp_path, name, value)
+    with pytest.raises(ConfigError, match=error):
+        read_decisions(tmp_path, ("A", "B"))
