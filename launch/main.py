@@ -111,6 +111,10 @@ COMMANDS = {
         "export a classifier as a folder for transformers, with a model card",
     ),
     "moderate serve": ("launch.commands.moderate.serve", "serve a classifier over HTTP"),
+    "moderate report": (
+        "launch.commands.moderate.report",
+        "show one or two versions of a classifier on labelled texts, as one HTML page",
+    ),
     "convert": ("launch.commands.convert", "convert a model to or from another library's format"),
     "parity": ("launch.commands.parity", "show that a recipe trains the same model on every layout"),
     "doctor": ("launch.commands.doctor", "show what this machine offers and what would break a run"),

@@ -1,0 +1,113 @@
+"""Versions of a classifier on the same labelled texts: their scores and thresholds, row by row."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt.errors import ConfigError
+from gpt.files.json_files import read_json_object
+from gpt.moderation.label_files import read_labelled
+from gpt.moderation.labels import LabelledText, label_matrix, merged
+from gpt.moderation.score_files import all_scores
+from gpt.moderation.taxonomy import Taxonomy, read_taxonomy, shipped_taxonomies
+
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class ScoredVersion:
+    """A version's scores by the id of a text, each (c,), and the thresholds of its decisions (c,)."""
+
+    name: str
+    scores: Mapping[str, NDArray[np.float64]]
+    thresholds: tuple[float, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of the summary: model, calibrated and so on
+
+    @property
+    def model(self) -> str:
+        return str(self.facts.get("model") or "")
+
+
+@dataclass(frozen=True)
+class ComparedVersions:
+    """Versions on the texts that have labels and scores of all. Labels (n, c) are 1, 0 or NaN."""
+
+    taxonomy: Taxonomy
+    versions: tuple[ScoredVersion, ...]
+    ids: tuple[str, ...]
+    labels: NDArray[np.float64]
+    without_scores: int  # labelled texts that some version has not scored
+    contradictory: int  # texts whose labels contradict the parents; those labels count as unknown
+
+    def scores(self, version: ScoredVersion) -> NDArray[np.float64]:
+        """The scores (n, c) of one version."""
+        return np.stack([version.scores[one] for one in self.ids])
+
+
+def read_version(path: Path, taxonomy: Taxonomy, *, name: str, thresholds: Mapping[str, float]) -> ScoredVersion:
+    """Read a score file and the summary beside it. ConfigError: it is none, or a record lacks a category."""
+    batch = all_scores([path], taxonomy.ids)
+    chosen = tuple(thresholds.get(one, THRESHOLD) for one in taxonomy.ids)
+    return ScoredVersion(name, dict(zip(batch.ids, batch.scores, strict=True)), chosen, summary_of(path))
+
+
+def compare(versions: Sequence[ScoredVersion], labels: Sequence[Path], taxonomy: Taxonomy) -> ComparedVersions:
+    """Join versions with the labels of all files, labellers merged.
+
+    ConfigError: a file of labels cannot be read, or no labelled text has scores of all versions.
+    """
+    texts = [one for one in merged(text for path in labels for text in read_labelled(path, taxonomy)) if one.labels]
+    joined = [one for one in texts if all(one.id in version.scores for version in versions)]
+    if not joined:
+        raise ConfigError(
+            f"--labels {labels[0]}: none of its {len(texts):,} labelled texts has scores. Score these, with their ids."
+        )
+    matrix = label_matrix(joined, taxonomy, contradictory="unknown")
+    return ComparedVersions(
+        taxonomy=taxonomy,
+        versions=tuple(versions),
+        ids=tuple(one.id for one in joined),
+        labels=matrix,
+        without_scores=len(texts) - len(joined),
+        contradictory=_contradictory(joined, matrix, taxonomy),
+    )
+
+
+def read_thresholds(path: Path | None, taxonomy: Taxonomy) -> dict[str, float]:
+    """Read the thresholds of `moderate calibrate`, 0.5 where none is given. ConfigError: a value is no probability."""
+    found = {} if path is None else read_json_object(path)
+    for name, value in found.items():
+        if name not in taxonomy.ids:
+            raise ConfigError(f"{path}: {name} is no category of {taxonomy.label}. Use {', '.join(taxonomy.ids)}.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ConfigError(f"{path}: the threshold of {name} must be a number from 0 to 1.")
+    return {name: float(value) for name, value in found.items()}
+
+
+def summary_of(path: Path) -> dict[str, Any]:
+    """The summary that `moderate score` writes beside its file; empty if there is none."""
+    name = path.name.removesuffix(".gz")
+    summary = path.with_name(name.rpartition(".")[0] + ".summary.json")
+    return read_json_object(summary) if summary.is_file() else {}
+
+
+def find_taxonomy(given: Path | None, scores: Sequence[Path]) -> Taxonomy:
+    """The taxonomy that is named, else the shipped one with the digest of a summary. ConfigError: neither is there."""
+    if given is not None:
+        return read_taxonomy(given)
+    digests = {summary_of(path).get("taxonomy_digest") for path in scores}
+    for shipped in shipped_taxonomies().values():
+        taxonomy = read_taxonomy(shipped)
+        if taxonomy.digest in digests:
+            return taxonomy
+    raise ConfigError("--taxonomy is missing, and no summary of the scores names a shipped one. Give its file.")
+
+
+def _contradictory(texts: Sequence[LabelledText], matrix: NDArray[np.float64], taxonomy: Taxonomy) -> int:
+    """The number of texts of which `label_matrix` has made a given label unknown."""
+    given = np.array([[name in one.labels for name in taxonomy.ids] for one in texts])
+    return int((given & np.isnan(matrix)).any(axis=1).sum())

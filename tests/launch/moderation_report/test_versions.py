@@ -1,0 +1,56 @@
+"""Scores and labels are joined by id, and mistakes are named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt.errors import ConfigError
+from launch.moderation_report.versions import compare, find_taxonomy, read_thresholds, read_version
+
+
+def version_of(made, openai, name="first"):
+    return read_version(made.folder / f"{name}.jsonl", openai, name=name, thresholds={"S": 0.3})
+
+
+def test_scores_and_labels_are_joined_by_id(made, openai):
+    compared = compare([version_of(made, openai)], [made.folder / "labels.jsonl"], openai)
+    assert compared.ids == tuple(f"t{i}" for i in range(240))
+    np.testing.assert_array_equal(compared.scores(compared.versions[0]), made.scores["first"])
+    given = ~np.isnan(made.labels)
+    np.testing.assert_array_equal(compared.labels[given], made.labels[given])
+    assert compared.versions[0].thresholds == (0.3,) + (0.5,) * 7
+    assert compared.versions[0].model == "m-first"
+    assert (compared.without_scores, compared.contradictory) == (0, 0)
+
+
+def test_what_cannot_be_used_is_counted(made, openai, lines_to, tmp_path):
+    labels = [
+        {"id": "t0", "text": "a", "labels": {"S3": 1, "S": 0}},
+        {"id": "t1", "text": "b", "labels": {"S": 1}},
+        {"id": "elsewhere", "text": "c", "labels": {"S": 1}},
+        {"id": "t2", "text": "d", "labels": {}},
+    ]
+    compared = compare([version_of(made, openai)], [lines_to(tmp_path / "l.jsonl", labels)], openai)
+    assert compared.ids == ("t0", "t1")
+    assert (compared.without_scores, compared.contradictory) == (1, 1)
+    assert np.isnan(compared.labels[0]).all()
+
+
+def test_labels_of_other_texts_are_refused(made, openai, lines_to, tmp_path):
+    path = lines_to(tmp_path / "l.jsonl", [{"id": "elsewhere", "text": "c", "labels": {"S": 1}}])
+    with pytest.raises(ConfigError, match="none of its 1 labelled texts has scores"):
+        compare([version_of(made, openai)], [path], openai)
+
+
+def test_the_digest_in_the_summary_finds_a_shipped_taxonomy(made, tmp_path):
+    assert find_taxonomy(None, [made.folder / "first.jsonl"]).label == "openai 1"
+    with pytest.raises(ConfigError, match="--taxonomy is missing"):
+        find_taxonomy(None, [tmp_path / "scores.jsonl"])
+
+
+@pytest.mark.parametrize("value", [{"S": 2}, {"S": True}, {"S": "x"}, {"Z": 0.5}])
+def test_wrong_thresholds_are_refused(openai, tmp_path, value):
+    (tmp_path / "thresholds.json").write_text(json.dumps(value))
+    with pytest.raises(ConfigError, match=r"thresholds\.json"):
+        read_thresholds(tmp_path / "thresholds.json", openai)
