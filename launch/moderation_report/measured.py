@@ -84,8 +84,7 @@ def _version(compared: ComparedVersions, version: ScoredVersion, resamples: int)
     both, best = any_label(labels), np.asarray(scores.max(axis=1), dtype=np.float64)
     flagged = np.asarray((scores >= np.array(version.thresholds)).any(axis=1), dtype=np.float64)
     ranked, decided = (
-        category_measures(both[:, None], column[:, None], [ANY], resamples=resamples)[0]
-        for column in (best, flagged)
+        category_measures(both[:, None], column[:, None], [ANY], resamples=resamples)[0] for column in (best, flagged)
     )
     decisions = {name: getattr(decided, name) for name in ("f1", "precision", "recall", "confusion")}
     found = [_figures(both, best, replace(ranked, **decisions))]

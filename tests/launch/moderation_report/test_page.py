@@ -83,23 +83,3 @@ def test_one_version_alone(made, capsys):
     page = out.read_text()
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["Categories", "Precision and recall", "Calibration", "Confusion"]
     assert "undefined" not in page
-
-
-@pytest.mark.parametrize(
-    ("words", "why"),
-    [
-        (["FIRST", "FIRST", "FIRST"], "a report compares two"),
-        (["FIRST", "--thresholds", "a.json", "b.json"], "--thresholds has 2 files"),
-        (["FIRST", "--resamples", "0"], "--resamples 0 is invalid"),
-        (["FIRST", "--html", "/nowhere/at/all.html"], "no such folder"),
-        (["LABELS"], "has no scores"),
-    ],
-)
-def test_mistakes_are_one_line(made, capsys, words, why):
-    paths = {"FIRST": made.folder / "first.jsonl", "LABELS": made.folder / "labels.jsonl"}
-    given = [str(paths.get(word, word)) for word in words]
-    taxonomy = ["--taxonomy", "moderation_openai"]
-    assert main(["moderate", "report", *given, *taxonomy, "--labels", str(paths["LABELS"])]) == 2
-    err = capsys.readouterr().err
-    assert why in err
-    assert len(err.strip().splitlines()) == 1
