@@ -94,7 +94,7 @@ def measure(
             tables.append(measure_ranks(count, precisions, cores=machine.cores, parts=parts))
             parts = parts.after(size)
     except KeyboardInterrupt:
-        print(f"interrupted after {parts.done} of {parts.parts} parts: no profile is written", file=sys.stderr)
+        print("interrupted: no profile is written", file=sys.stderr)
         raise
     memory = _memory_bytes(machine)
     now = datetime.now(UTC).isoformat(timespec="seconds")
