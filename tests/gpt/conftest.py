@@ -58,7 +58,7 @@ def on_terminal() -> Any:
         """What a Python process in the repository writes to a terminal of its own."""
         leader, follower = pty.openpty()
         fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        base = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+        base = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
         process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
             stdin=follower,

@@ -155,7 +155,7 @@ def test_three_hundred_steps_leave_thirty_rows_and_the_last_one(tmp_path: Path, 
 
 
 def test_colours_mark_what_matters(tmp_path: Path, on_terminal: Any) -> None:
-    text = on_terminal(LONG_RUN, tmp_path / "1", 20, columns=100, environment={"TERM": "xterm", "NO_COLOR": ""})
+    text = on_terminal(LONG_RUN, tmp_path / "1", 20, columns=100, environment={"TERM": "xterm"})
     assert f"\x1b[33m{EVENT}\x1b[0m" in text
     assert re.search(r"\x1b\[36m  20 +5.5000  web  accuracy 0.25\x1b\[0m", text)
     assert "  | \x1b[1mOnce upon\x1b[0m\r\n" in text

@@ -61,7 +61,7 @@ def test_a_panic_is_one_line_also_without_a_trial(
     [
         ("tokenizer.json", "{", "not a Hugging Face tokenizer file"),
         ("x.model", "\x0a\xff", "not a sentencepiece model"),
-        ("x.model", "", "not a sentencepiece model .IndexError"),
+        ("x.model", "", "not a sentencepiece model .IndexError|its library crashes"),  # 0.2.3, 0.2.0
     ],
 )
 def test_other_damage_is_one_line(tmp_path: Path, name: str, content: str, words: str) -> None:
@@ -85,7 +85,8 @@ def test_pieces_that_are_not_text_are_one_line(tmp_path: Path) -> None:
 def test_an_abort_of_the_library_ends_only_the_trial(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tokenizers", reason="needs the extra 'hf'")
     model = {"type": "BPE", "continuing_subword_prefix": "z", "vocab": ABORTS, "merges": [["a", "é"]]}
-    with pytest.raises(TokenizerFault, match="no tokenizer that can be used: its library crashes"):
+    words = r"its library crashes|not a Hugging Face tokenizer file \(PanicException"  # tokenizers 0.23, 0.21
+    with pytest.raises(TokenizerFault, match=words):
         try_tokenizer(write(tmp_path / "tokenizer.json", model=model), ["a"])
     assert capfd.readouterr() == ("", "")
 
