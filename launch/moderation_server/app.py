@@ -36,7 +36,7 @@ class ModerationService:
     scorer: TextScorer
     queue: BatchQueue
     limits: ServerLimits
-    attributes: Mapping[str, str]
+    names: Mapping[str, str]
     key: str | None = None
     logs_requests: bool = False
     draining: bool = False
@@ -120,12 +120,14 @@ class ModerationService:
     async def _moderations(self, request: web.Request) -> web.Response:
         wanted = moderation_request(await self._body(request), self.limits)
         scores = await self.queue.scores(wanted.texts)
-        return self._json(moderation_answer(wanted, scores, self.scorer, id=f"modr-{secrets.token_hex(12)}"))
+        return self._json(
+            moderation_answer(wanted, scores, self.scorer, self.names, id=f"modr-{secrets.token_hex(12)}")
+        )
 
     async def _analyze(self, request: web.Request) -> web.Response:
-        wanted = analyze_request(await self._body(request), self.attributes, self.limits)
+        wanted = analyze_request(await self._body(request), self.names, self.limits)
         scores = await self.queue.scores([wanted.text])
-        return self._json(analyze_answer(wanted, scores, self.scorer, self.attributes))
+        return self._json(analyze_answer(wanted, scores, self.scorer, self.names))
 
     async def _health(self, request: web.Request) -> web.Response:
         """200 while the server takes requests, 503 while it stops."""
@@ -171,7 +173,7 @@ async def serve(
     host: str,
     port: int,
     limits: ServerLimits,
-    attributes: Mapping[str, str],
+    names: Mapping[str, str],
     stop: asyncio.Event,
     ready: Callable[[int], None],
     key: str | None = None,
@@ -179,7 +181,7 @@ async def serve(
 ) -> ModerationService:
     """Serve until `stop` is set, then answer every request that has been accepted. `ready` gets the port."""
     async with BatchQueue(scorer, limits) as queue:
-        service = ModerationService(scorer, queue, limits, attributes, key, logs_requests)
+        service = ModerationService(scorer, queue, limits, names, key, logs_requests)
         runner = web.AppRunner(
             service.application(),
             access_log=None,

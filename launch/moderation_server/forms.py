@@ -42,6 +42,25 @@ def checked_text(value: object, param: str, limits: ServerLimits) -> str:
     return text
 
 
+def category_names(categories: Sequence[str], given: Sequence[str]) -> dict[str, str]:
+    """The category of each name in requests and answers: every category's own, and NAME=CATEGORY as given.
+
+    ConfigError: no such category, or a name is given twice.
+    """
+    found = dict[str, str]()
+    for text in given:
+        name, equals, category = text.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--name {text} is invalid: must be NAME=CATEGORY, such as TOXICITY={categories[0]}")
+        if category not in categories:
+            meant = did_you_mean(category, categories) or f"use one of {', '.join(categories)}"
+            raise ConfigError(f"--name {text} is invalid: the taxonomy has no category {category!r}; {meant}")
+        if name in found:
+            raise ConfigError(f"--name {text} is invalid: {name} is given twice")
+        found[name] = category
+    return {**{category: category for category in categories if category not in found}, **found}
+
+
 # OpenAI: POST /v1/moderations
 
 
@@ -81,16 +100,19 @@ def _part_text(part: Mapping[str, Any], number: int) -> object:
     return part.get("text")
 
 
-def moderation_answer(request: ModerationRequest, scores: Scores, scorer: TextScorer, *, id: str) -> dict[str, Any]:
-    """The answer in OpenAI's form. `scores`: (n, c) of the request's texts."""
+def moderation_answer(
+    request: ModerationRequest, scores: Scores, scorer: TextScorer, names: Mapping[str, str], *, id: str
+) -> dict[str, Any]:
+    """The answer in OpenAI's form. `scores`: (n, c) of the request's texts. `names`: see `category_names`."""
     parts = np.split(scores, np.cumsum(request.groups)[:-1])
-    results = [_result(part.max(axis=0).tolist(), scorer) for part in parts]
+    results = [_result(part.max(axis=0).tolist(), scorer, names) for part in parts]
     return {"id": id, "model": scorer.version, "results": results}
 
 
-def _result(scores: Sequence[float], scorer: TextScorer) -> dict[str, Any]:
-    found = dict(zip(scorer.categories, scores, strict=True))
-    flags = {name: score >= scorer.thresholds[name] for name, score in found.items()}
+def _result(scores: Sequence[float], scorer: TextScorer, names: Mapping[str, str]) -> dict[str, Any]:
+    of_category = dict(zip(scorer.categories, scores, strict=True))
+    found = {name: of_category[category] for name, category in names.items()}
+    flags = {name: score >= scorer.thresholds[names[name]] for name, score in found.items()}
     return {
         "flagged": any(flags.values()),
         "categories": flags,
@@ -110,25 +132,6 @@ class AnalyzeRequest:
     thresholds: Mapping[str, float]
     languages: tuple[str, ...]
     client_token: str | None
-
-
-def attribute_names(categories: Sequence[str], given: Sequence[str]) -> dict[str, str]:
-    """The category of each attribute name: NAME=CATEGORY as given, and every category under its own name.
-
-    ConfigError: no such category, or a name is given twice.
-    """
-    found = dict[str, str]()
-    for text in given:
-        name, equals, category = text.partition("=")
-        if not (name and equals):
-            raise ConfigError(f"--attribute {text} is invalid: must be NAME=CATEGORY, such as TOXICITY={categories[0]}")
-        if category not in categories:
-            meant = did_you_mean(category, categories) or f"use one of {', '.join(categories)}"
-            raise ConfigError(f"--attribute {text} is invalid: the taxonomy has no category {category!r}; {meant}")
-        if name in found:
-            raise ConfigError(f"--attribute {text} is invalid: {name} is given twice")
-        found[name] = category
-    return {**{category: category for category in categories if category not in found}, **found}
 
 
 def analyze_request(body: Mapping[str, Any], attributes: Mapping[str, str], limits: ServerLimits) -> AnalyzeRequest:

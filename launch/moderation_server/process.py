@@ -18,7 +18,7 @@ def run_server(
     host: str,
     port: int,
     limits: ServerLimits,
-    attributes: Mapping[str, str],
+    names: Mapping[str, str],
     key: str | None = None,
     logs_requests: bool = False,
 ) -> None:
@@ -37,14 +37,14 @@ def run_server(
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _stop, stop, number)
+            signal.signal(number, lambda received, _: loop.call_soon_threadsafe(_stop, stop, received))
         try:
             service = await serve(
                 scorer,
                 host=host,
                 port=port,
                 limits=limits,
-                attributes=attributes,
+                names=names,
                 stop=stop,
                 ready=ready,
                 key=key,
@@ -54,7 +54,11 @@ def run_server(
             raise ConfigError(f"--host {host} --port {port} cannot be used: {error.strerror}") from None
         return service.answered, service.refused
 
-    answered, refused = asyncio.run(until_stopped())
+    try:
+        answered, refused = asyncio.run(until_stopped())
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process ends by its own status, however often it is asked
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"stopped: {answered:,} requests answered, {refused:,} refused", flush=True)
 
 

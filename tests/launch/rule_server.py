@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from launch.moderation_server.forms import attribute_names
+from launch.moderation_server.forms import category_names
 from launch.moderation_server.limits import ServerLimits
 from launch.moderation_server.process import run_server
 
@@ -46,7 +46,7 @@ if __name__ == "__main__":
         host="127.0.0.1",
         port=int(sys.argv[1]),
         limits=ServerLimits(**options),
-        attributes=attribute_names(CATEGORIES, ["TOXICITY=A"]),
+        names=category_names(CATEGORIES, ["TOXICITY=A"]),
         key=key,
         logs_requests=True,
     )

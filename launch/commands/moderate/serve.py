@@ -26,12 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one, which is printed (default: 8080)")
     parser.add_argument(
-        "--attribute",
+        "--name",
         action="append",
         default=[],
         metavar="NAME=CATEGORY",
-        help="an attribute of comments:analyze and its category, such as TOXICITY=H; repeat it for more. Every "
-        "category is an attribute of its own name too",
+        help="a further name of a category in both APIs, such as hate=H or TOXICITY=H; repeat it for more",
     )
     parser.add_argument(
         "--key-file", type=Path, metavar="FILE", help="a file with a key that every request must give (default: none)"
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import_extra("aiohttp", extra="serve")
     from launch.moderation.open_run import load_classifier
-    from launch.moderation_server.forms import attribute_names
+    from launch.moderation_server.forms import category_names
     from launch.moderation_server.process import run_server
 
     limits = ServerLimits(**{name: getattr(args, name) for name in _LIMITS})
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raw=args.raw,
         packs=True,
     )
-    attributes = attribute_names(classifier.categories, args.attribute)
+    names = category_names(classifier.categories, args.name)
     for note in classifier.notes:
         print(note)
     classifier.scores(["the first batch takes longer than later ones"])
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         host=args.host,
         port=args.port,
         limits=limits,
-        attributes=attributes,
+        names=names,
         key=key,
         logs_requests=args.log_requests,
     )

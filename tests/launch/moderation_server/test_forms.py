@@ -1,14 +1,14 @@
-"""Names of attributes and limits are checked before the server starts."""
+"""Names of categories and limits are checked before the server starts."""
 
 import pytest
 
 from gpt.errors import ConfigError
-from launch.moderation_server.forms import attribute_names
+from launch.moderation_server.forms import category_names
 from launch.moderation_server.limits import ServerLimits
 
 
-def test_attributes_name_categories():
-    found = attribute_names(("H", "V"), ["TOXICITY=H", "V=H"])
+def test_names_of_categories():
+    found = category_names(("H", "V"), ["TOXICITY=H", "V=H"])
     assert found == {"H": "H", "TOXICITY": "H", "V": "H"}  # a given name goes before a category's own
 
 
@@ -21,9 +21,9 @@ def test_attributes_name_categories():
         (["T=H", "T=V"], "T is given twice"),
     ],
 )
-def test_wrong_attributes_are_refused(given, error):
+def test_wrong_names_are_refused(given, error):
     with pytest.raises(ConfigError, match=error):
-        attribute_names(("H", "V"), given)
+        category_names(("H", "V"), given)
 
 
 def test_limits_are_positive():
