@@ -106,6 +106,7 @@ class Classifier:
             tuple(own.class_weights.get(category, 1.0) for category in taxonomy.ids),
             taxonomy.parents,
             constrain=own.parents,
+            mean=own.pool == "mean",
             focal_gamma=own.focal_gamma,
             adversarial=own.adversarial_weight > 0,
         )

@@ -34,6 +34,8 @@ class ClassifierConfig:
     head_dropout: float = 0.1
     """Share of the elements of the hidden layer (of the text's representation, if the head is linear) that training
     sets to 0."""
+    pool: Literal["last", "mean"] = "last"
+    """`last`: the logits of a text are those of its last token. `mean`: the mean of those of all its tokens."""
     attention: Literal["causal", "full"] = "causal"
     """`full`: each token of a text attends to all its tokens. The trunk must learn it."""
     parents: bool = True

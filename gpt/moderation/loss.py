@@ -10,7 +10,7 @@ from torch.nn import functional
 from gpt.losses.base import LossTotals
 from gpt.losses.batch import Batch
 from gpt.losses.marks import IGNORE
-from gpt.moderation.heads import constrained
+from gpt.moderation.heads import constrained, mean_over_text
 from gpt.moderation.wdat import domain_distance
 from gpt.token_files.label_states import POSITIVE, UNKNOWN
 
@@ -20,9 +20,10 @@ class ClassifierLoss:
     """The sum over known labels, and their number. `outputs` (b, t, c), or (b, t, c + 1) with a critic's values.
 
     `batch.targets` (b, t, c): at the last token of a text the state of each label, IGNORE elsewhere. `weights`: of the
-    positive labels of each category. `parents`: the position of each category's parent; None leaves logits as they are.
-    With `adversarial`, texts without a known label are the target domain, and the loss has the term -distance for each
-    known label of a micro-batch (see gpt.moderation.wdat).
+    positive labels of each category. `parents`: the position of each category's parent, -1 without one; with
+    `constrain` it has at least the logits of its children. With `mean`, the outputs of a text are the means over its
+    tokens. With `adversarial`, texts without a known label are the target domain, and the loss has the term -distance
+    for each known label of a micro-batch (see gpt.moderation.wdat).
 
     An evaluation shows `loss_ID` of each category, and `violations`, the share of pairs of a text and a category with a
     parent where the head's own logit of the child is larger than the parent's; training and evaluation show `distance`.
@@ -32,6 +33,7 @@ class ClassifierLoss:
     weights: tuple[float, ...]
     parents: tuple[int, ...]
     constrain: bool = True
+    mean: bool = False
     focal_gamma: float = 0.0
     adversarial: bool = False
 
@@ -57,8 +59,8 @@ class ClassifierLoss:
         return len(self.ids)
 
     def values(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """The logits (b, t, c) of all positions, at least fp32, with parents at least their children."""
-        logits = outputs[..., : len(self.ids)]
+        """The logits (b, t, c) of each text up to each position, with parents at least their children."""
+        logits = self._of_texts(outputs, batch)[..., : len(self.ids)]
         return constrained(logits, self.parents) if self.constrain else logits
 
     def __call__(self, outputs: Tensor, batch: Batch) -> LossTotals:
@@ -67,6 +69,7 @@ class ClassifierLoss:
             states = states.masked_fill(~batch.loss_mask.unsqueeze(-1), IGNORE)
         ends = states[..., 0] != IGNORE  # (b, t)
         known, positive = states > UNKNOWN, states == POSITIVE
+        outputs = self._of_texts(outputs, batch)
         own = outputs[..., : len(self.ids)]
         logits = constrained(own, self.parents, known) if self.constrain else own
         losses = torch.where(known, self.of_labels(logits, positive), 0)  # (b, t, c)
@@ -92,6 +95,9 @@ class ClassifierLoss:
             weights = torch.tensor(self.weights, dtype=losses.dtype, device=losses.device)
             losses = torch.where(positive, losses * weights, losses)
         return losses
+
+    def _of_texts(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return mean_over_text(outputs, batch.positions) if self.mean else outputs
 
     def _by_category(self, losses: Tensor, known: Tensor, own: Tensor, ends: Tensor) -> dict[str, Tensor]:
         sums, counts = losses.sum((0, 1)), known.sum((0, 1))

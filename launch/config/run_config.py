@@ -47,7 +47,7 @@ class RunSection:
     """The device of each rank. `auto` takes CUDA where a GPU is visible."""
     start_from: Path | None = None
     """A run, or one of its checkpoints, whose weights a new run starts with. The optimizer, the data and the step count
-    start from the beginning."""
+    start from the beginning. With a smaller `model.n_layers` it takes the first layers."""
     deterministic: bool = False
     """Give the same bits from run to run on one layout, or end with an error that names the operation that cannot."""
     peak_flops_per_s: float | None = None

@@ -16,7 +16,7 @@ from launch.config.objectives import DEFAULT
 from launch.config.run_config import RunConfig, changed_keys, with_defaults
 from launch.processes.restarts import Restart
 from launch.training.local_tier import local_directory
-from launch.training.start_from import check_start_from, starting_weights
+from launch.training.start_from import check_start_from, cut_layers, starting_weights
 from parallel.adapters.base import with_bases
 from parallel.agreement import combine
 from parallel.checkpoint.find import find_latest
@@ -149,6 +149,8 @@ def fresh_start(config: RunConfig) -> RunStart:
     events: list[tuple[EventKind, str]] = []
     if weights is not None:
         events.append(("started_from", f"weights of {weights.path}"))
+        if cut := cut_layers(weights, config):
+            events.append(("started_from", cut))
     state = LoopState(0, SkippedData.stated(config.data.skip), SpikeDetector(config.spike))
     return RunStart(state, None, events, weights)
 

@@ -84,12 +84,30 @@ def _check_same_model(path: Path, state: dict[str, object], config: RunConfig) -
         {key: _in_fp32(value) for key, value in table.items() if key not in _MAY_DIFFER}
         for table in (model, dataclasses.asdict(config.model))
     )
+    if _layers_left(model, config) is not None:
+        before["n_layers"] = after["n_layers"]
     changes = changed_keys(before, after, prefix="model.")
     if changes:
         raise ConfigError(
             f"run.start_from: {path} is of another model than the recipe's ({'; '.join(changes)}). Use its [model] "
             "section, which `triaxial convert` writes as model.toml."
         )
+
+
+def cut_layers(checkpoint: Checkpoint, config: RunConfig) -> str | None:
+    """The note that a run takes only the first layers of the model that it starts from; None if it takes all."""
+    saved = checkpoint.state.get("config")
+    model = saved.get("model") if isinstance(saved, dict) else None
+    left = _layers_left(model, config) if isinstance(model, dict) else None
+    if left is None:
+        return None
+    return f"the first {config.model.n_layers} layers of {checkpoint.path}; its last {left} are left out"
+
+
+def _layers_left(model: dict[str, object], config: RunConfig) -> int | None:
+    """How many of the saved model's last layers a recipe with fewer leaves out; None if it does not have fewer."""
+    layers = model.get("n_layers")
+    return layers - config.model.n_layers if isinstance(layers, int) and layers > config.model.n_layers else None
 
 
 def _in_fp32(value: object) -> object:

@@ -31,6 +31,7 @@ OBJECTIVES = {
         "hidden": 12,
         "head_dropout": 0.2,
         "attention": "full",
+        "pool": "mean",
         "focal_gamma": 1.5,
         "adversarial_weight": 0.5,
         "critic_hidden": 10,

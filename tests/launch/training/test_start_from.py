@@ -102,6 +102,16 @@ def test_errors_are_one_line(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_recipe_with_fewer_layers_takes_the_first_ones(
+    tiny_corpus: Any, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*STILL, "--run.start_from", first, "--model.n_layers", 1, "--train.total_tokens", 512]
+    assert train(tiny_corpus, tmp_path / "run", *words) == 0
+    assert "its last 1 are left out" in capsys.readouterr().out
+    kept = {name: w for name, w in weights(first).items() if not name.startswith("blocks.1.")}
+    assert equal(weights(tmp_path / "run"), kept)
+
+
 def test_settings_that_are_equal_in_fp32_are_of_one_model(tiny_corpus: Any, first: Path) -> None:
     """Converters write fp32 numbers in decimals."""
     words = ["--run.start_from", str(first), "--run.directory", "unused", "--model.norm_eps"]
