@@ -41,16 +41,18 @@ def fit_heads(
     ids: Sequence[str],
     *,
     l2: float = 1.0,
+    standardise: bool = False,
     class_weights: Mapping[str, float] | None = None,
 ) -> FittedHeads:
     """Fit the head of each category of `ids` to features (n, d) and labels (n, c): 1, 0, NaN where unknown.
 
-    `class_weights`: factors of the loss of positive labels. ConfigError: a category lacks a positive or a negative
-    label, or no fit is found, since features are not finite or on very different scales.
+    `standardise`: the penalty is of weights for features of mean 0 and deviation 1; the result takes the features as
+    they are. `class_weights`: factors of the loss of positive labels. ConfigError: a category lacks a positive or a
+    negative label, or no fit is found, since features are not finite or on very different scales.
     """
     if not 0 < l2 < float("inf"):
         raise ConfigError(f"l2 = {l2:g} is invalid: must be a number above 0. Use 1")
-    x = np.column_stack((features.astype(np.float64), np.ones(len(features))))  # the last column is the bias's
+    x, back = _columns(features, standardise=standardise)
     rows, counts = [], []
     for category, column in zip(ids, labels.T, strict=True):
         known = ~np.isnan(column)
@@ -70,8 +72,34 @@ def fit_heads(
             )
         rows.append(fitted)
         counts.append(int(known.sum()))
-    found = np.stack(rows)
+    found = np.stack(rows) @ back
     return FittedHeads(found[:, :-1], found[:, -1], tuple(counts))
+
+
+def _columns(features: NDArray[np.floating], *, standardise: bool) -> tuple[Floats, Floats]:
+    """The columns (n, r + 1) of the regression, the last for the bias, and the matrix (r + 1, d + 1) that turns its
+    weights into those of the features.
+
+    With more features than texts, r is the number of texts: the penalty leaves no weight outside the space that the
+    texts span.
+    """
+    x = features.astype(np.float64)
+    n, d = x.shape
+    back = np.eye(d + 1)
+    if not np.isfinite(x).all():
+        return x, back  # `_fit` refuses it
+    if standardise:
+        mean, deviation = x.mean(0), x.std(0)
+        scale = np.divide(1.0, deviation, out=np.zeros(d), where=deviation > 0)
+        x = (x - mean) * scale
+        back = np.diag(np.append(scale, 1.0))
+        back[:-1, -1] = -mean * scale
+    if d > n:
+        left, sizes, right = np.linalg.svd(x, full_matrices=False)
+        x, turned = left * sizes, np.zeros((len(sizes) + 1, d + 1))
+        turned[:-1, :-1], turned[-1, -1] = right, 1.0
+        back = turned @ back
+    return np.column_stack((x, np.ones(n))), back
 
 
 def _fit(x: Floats, sign: Floats, weight: Floats, l2: float) -> Floats | None:

@@ -55,3 +55,17 @@ def test_what_cannot_be_fitted_is_refused():
     features[3, 2] = np.inf
     with pytest.raises(ConfigError, match="category 'A': no head fits the features"):
         fit_heads(features, labels[:, :1], IDS[:1])
+
+
+@pytest.mark.parametrize("n", [25, 300])
+def test_standardised_features_equal_scikit_learns_pipeline(n):
+    """Also with fewer texts than features. The heads take the features as they are."""
+    linear_model, preprocessing = (pytest.importorskip(f"sklearn.{name}") for name in ("linear_model", "preprocessing"))
+    features, labels = drawn(5.0)
+    features, label = features[:n] + 3, np.nan_to_num(labels[:n, :1])
+    scaled = preprocessing.StandardScaler().fit_transform(features.astype(np.float64))
+    theirs = linear_model.LogisticRegression(C=0.1, solver="newton-cholesky", tol=1e-12, max_iter=500)
+    theirs.fit(scaled, label[:, 0])
+    found = fit_heads(features, label, IDS[:1], l2=10.0, standardise=True)
+    assert found.weight.shape == (1, D)
+    assert np.abs(found.logits(features)[:, 0] - theirs.decision_function(scaled)).max() < 1e-6
