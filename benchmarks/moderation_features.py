@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from gpt.model.gpt import GPT
-from gpt.moderation.trunk_features import layer_features
+from gpt.moderation.frozen.trunk_features import layer_features
 from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.runs.saved_run import load_run
 

@@ -8,7 +8,7 @@ from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
-from gpt.moderation.trunk_features import layer_features
+from gpt.moderation.frozen.trunk_features import layer_features
 
 CONFIG = ModelConfig(vocab_size=50, n_ctx=32, n_layers=3, d_model=16, n_heads=2, positions="rope")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.moderation.frozen_heads import fit_heads
+from gpt.moderation.frozen.linear_heads import fit_heads
 
 N, D, IDS = 300, 40, ("A", "B", "C")
 
