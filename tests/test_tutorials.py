@@ -26,7 +26,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 COPIED = ("gpt", "parallel", "data_prep", "launch", "slurm")
-NEED_DATA = ("add_a_filter", "cluster", "fine_tune", "first_model", "moderation", "your_own_data")  # pages that prepare a corpus
+NEED_DATA = (
+    "add_a_filter",
+    "cluster",
+    "fine_tune",
+    "first_model",
+    "moderation",
+    "your_own_data",
+)  # pages that prepare a corpus
 BLOCK = re.compile(r"(?ms)^```(\w*)\n(.*?)^```$")
 NAMED = re.compile(r"`([\w./-]+)`:\s*\Z")
 
