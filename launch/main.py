@@ -89,6 +89,10 @@ COMMANDS = {
         "launch.commands.moderate.calibrate",
         "fit a classifier's calibration and thresholds on labelled texts",
     ),
+    "moderate probe": (
+        "launch.commands.moderate.probe",
+        "show where a classifier fails: functional suites, counterfactuals, perturbations, slices",
+    ),
     "moderate select": (
         "launch.commands.moderate.select",
         "choose the texts to label next from scored texts, by three pipelines",
