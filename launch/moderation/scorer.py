@@ -1,4 +1,4 @@
-"""What a probe scores texts with: a Python function of someone else's classifier."""
+"""What a probe scores texts with: a classifier run, or a Python function of someone else's classifier."""
 
 import importlib
 import sys
@@ -13,6 +13,7 @@ import numpy as np
 from gpt.errors import ConfigError
 from gpt.moderation.probes.scoring import Score, checked_scores
 from gpt.moderation.taxonomy import Taxonomy, read_taxonomy
+from launch.moderation.open_run import load_classifier
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,18 @@ class NamedScorer:
         return [self.thresholds.get(name, 0.5) for name in self.taxonomy.ids]
 
 
-def scorer_of(name: str, taxonomy: Path | None) -> NamedScorer:
-    """Open the scorer `module:function`, which needs the taxonomy of its outputs.
+def scorer_of(name: str, taxonomy: Path | None, *, device: str = "auto") -> NamedScorer:
+    """Open a classifier run, or the scorer `module:function`, which needs the taxonomy of its outputs.
 
-    ConfigError: it cannot be imported, or its scores of two texts are no probabilities of these categories.
+    ConfigError: neither of the two, or the function's scores of two texts are no probabilities of these categories.
     """
+    if Path(name).exists():
+        if taxonomy is not None:
+            raise ConfigError(f"--taxonomy is only valid with module:function: {name} has its own.")
+        opened = load_classifier(name, device=device)
+        return NamedScorer(opened.scores, opened.version, opened.taxonomy, opened.thresholds)
     if taxonomy is None:
-        raise ConfigError(f"SCORER {name} needs --taxonomy FILE: the categories of its scores, in their order.")
+        raise ConfigError(f"SCORER {name} is no run; a function needs --taxonomy FILE: the categories of its scores.")
     found = read_taxonomy(taxonomy)
     score = _function(name)
     try:

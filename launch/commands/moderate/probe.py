@@ -30,7 +30,9 @@ from launch.reports.written import add_json_option, json_destination
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("scorer", metavar="SCORER", help="a function module:name of texts that gives n x c numbers")
+    parser.add_argument(
+        "scorer", metavar="SCORER", help="a classifier run, or a function module:name of texts that gives n x c numbers"
+    )
     parser.add_argument("--taxonomy", type=Path, metavar="FILE", help="the categories of the function's numbers")
     parser.add_argument("--categories", nargs="+", metavar="ID", help="categories to probe (default: all)")
     parser.add_argument(
@@ -61,12 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reduced", type=Path, metavar="FILE.jsonl", help="write the words that are left; no screen")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--device", default="auto", help="of a run: auto, cpu or cuda (default: auto)")
     add_json_option(parser, "all results, for `triaxial moderate report`")
 
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    scorer = scorer_of(args.scorer, args.taxonomy)
+    scorer = scorer_of(args.scorer, args.taxonomy, device=args.device)
     known = scorer.taxonomy.ids
     categories = tuple(args.categories or known)
     for name in categories:

@@ -102,9 +102,21 @@ def test_mistakes_are_one_line(capsys, command, options, rule):
         ("toy_scorer:flat", "must return an array"),
         ("toy_scorer:wide", "must give 2 probabilities"),
         ("toy_scorer:none", "cannot be imported"),
-        ("no-run-here", "no run directory and not module:function"),
+        ("no-run-here", "not module:function"),
     ],
 )
 def test_refuses_a_scorer_that_gives_no_probabilities(capsys, command, scorer, rule):
     assert main([*command[:2], scorer, *command[3:], "--suite", "file.csv=A"]) == 2
     assert rule in capsys.readouterr().err
+
+
+def test_probes_a_run(tmp_path, capsys, classifier_run):
+    suite, report = tmp_path / "suite.jsonl", tmp_path / "probe.json"
+    write_lines(suite, [{"function": "f", "text": "one apple", "label": 1}, {"function": "f", "text": "x", "label": 0}])
+    command = ["moderate", "probe", str(classifier_run.run), "--suite", f"{suite}=F", "--device", "cpu"]
+    assert main([*command, "--json", str(report)]) == 0
+    found = json.loads(report.read_text())
+    assert found["taxonomy"] == "fruit 1"
+    assert found["functional"][0]["results"][0]["cases"] == 2
+    assert main([*command, "--taxonomy", str(write_taxonomy(tmp_path))]) == 2
+    assert "only valid with module:function" in capsys.readouterr().err
