@@ -28,7 +28,7 @@ from gpt.moderation.loop.label_errors import (
     suspicion,
 )
 from gpt.moderation.taxonomy import Taxonomy, read_taxonomy
-from launch.moderation.joined import common, joined, labelled_texts
+from launch.moderation.loop.joined import common, joined, labelled_texts
 from launch.processes.terminal import table_console
 from launch.reports.written import add_json_option, json_destination
 

@@ -23,7 +23,7 @@ from gpt.moderation.measures.calibration import (
 from gpt.moderation.measures.ranking import Floats
 from gpt.moderation.measures.thresholds import Target, Threshold, choose_threshold
 from gpt.moderation.taxonomy import read_taxonomy
-from launch.moderation.joined import joined, labelled_texts
+from launch.moderation.loop.joined import joined, labelled_texts
 from launch.processes.terminal import table_console
 from launch.reports.written import add_json_option, json_destination
 

@@ -15,8 +15,8 @@ from gpt.moderation.measures.intervals import RESAMPLES
 from gpt.moderation.probes.functional import totals
 from gpt.moderation.probes.reduction import LIMIT
 from launch.commands.moderate.select import check_category
-from launch.moderation.joined import labelled_texts
-from launch.moderation.probing import (
+from launch.moderation.loop.joined import labelled_texts
+from launch.moderation.loop.probing import (
     as_json,
     probe_counterfactuals,
     probe_perturbations,
@@ -24,7 +24,7 @@ from launch.moderation.probing import (
     probe_slices,
     probe_suite,
 )
-from launch.moderation.scorer import NamedScorer, scorer_of
+from launch.moderation.loop.scorer import NamedScorer, scorer_of
 from launch.processes.terminal import table_console
 from launch.reports.written import add_json_option, json_destination
 

@@ -13,7 +13,7 @@ from gpt.errors import ConfigError, did_you_mean
 from gpt.files.atomic import open_replacement
 from gpt.moderation.loop.selection import SelectionSettings, select
 from gpt.moderation.score_files import score_categories
-from launch.moderation.selection import labelled_ids, mean_scores, pool_of, selected_records
+from launch.moderation.loop.selection import labelled_ids, mean_scores, pool_of, selected_records
 from launch.processes.terminal import table_console
 from launch.reports.written import add_json_option, check_destination, json_destination
 

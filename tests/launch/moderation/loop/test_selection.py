@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from gpt.moderation.loop.selection import SelectionSettings, select
-from launch.moderation.selection import labelled_ids, pool_of
+from launch.moderation.loop.selection import labelled_ids, pool_of
 
 SETTINGS = SelectionSettings(20, ("A",))
 

@@ -6,7 +6,7 @@ from moderation_files import labelled_and_scored, write_lines, write_taxonomy
 
 from gpt.errors import ConfigError
 from gpt.moderation.taxonomy import read_taxonomy
-from launch.moderation.joined import common, joined, labelled_texts
+from launch.moderation.loop.joined import common, joined, labelled_texts
 
 
 def test_joins_in_the_order_of_the_labels_and_counts_the_rest(tmp_path):

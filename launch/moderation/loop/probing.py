@@ -15,7 +15,7 @@ from gpt.moderation.probes.perturbations import PerturbationEffect, perturbation
 from gpt.moderation.probes.reduction import Reduction, reduce_texts
 from gpt.moderation.probes.scoring import Scores, checked_scores
 from gpt.moderation.probes.slices import SliceMeasures, length_groups, slice_measures
-from launch.moderation.scorer import NamedScorer
+from launch.moderation.loop.scorer import NamedScorer
 
 
 def probe_suite(scorer: NamedScorer, path: Path, category: str, *, by_target: bool) -> list[FunctionResult]:

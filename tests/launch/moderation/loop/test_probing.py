@@ -7,8 +7,8 @@ from moderation_files import write_taxonomy
 from gpt.errors import ConfigError
 from gpt.moderation.labels import LabelledText
 from gpt.moderation.taxonomy import read_taxonomy
-from launch.moderation.probing import probe_reduction, probe_slices
-from launch.moderation.scorer import NamedScorer
+from launch.moderation.loop.probing import probe_reduction, probe_slices
+from launch.moderation.loop.scorer import NamedScorer
 
 
 @pytest.fixture
