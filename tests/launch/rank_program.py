@@ -156,7 +156,16 @@ def save_slowly(environment: ClusterEnvironment, folder: Path) -> int:
     return status
 
 
+def saved_and_slow(environment: ClusterEnvironment, folder: Path) -> int:
+    """All ranks save after a signal. Rank 1 is still shutting down, without handlers, when the launcher ends it."""
+    status = mark_saved()
+    if environment.rank == 1:
+        time.sleep(60)
+    return status
+
+
 BEHAVIOURS = {
+    "saved-and-slow": saved_and_slow,
     "show": show,
     "crash": crash,
     "crash-twice": crash_twice,

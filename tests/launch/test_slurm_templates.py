@@ -53,21 +53,24 @@ def test_the_training_template_says_whether_a_signal_ended_the_start_before(tmp_
     assert result.stdout.splitlines()[1:] == [f"after stop: {excused}"]
 
 
-@pytest.mark.parametrize(("saved", "counted"), [("failed\n", "3"), ("failed\n/runs/x\n", "0"), ("", "3")])
-def test_starts_that_fail_before_rank_0_has_begun_are_counted(tmp_path, saved, counted):
-    """Replace srun, in which rank 0 and the launchers leave their words, and scontrol."""
+@pytest.mark.parametrize(
+    ("saved", "before", "counted"), [("failed\n", 2, 3), ("failed\n/runs/x\n", 3, 0), ("", 2, 3), ("", 3, 4)]
+)
+def test_starts_that_fail_before_rank_0_has_begun_are_counted(tmp_path, saved, before, counted):
+    """Replace srun, in which rank 0 and the launchers leave their words, and scontrol. The fourth in a row ends it."""
     (tmp_path / "srun").write_text(f'#!/bin/bash\nprintf {saved!r} >"$TRIAXIAL_SAVED_FILE"; exit 1\n')
-    (tmp_path / "scontrol").write_text("#!/bin/bash\n")
+    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "scontrol $*"\n')
     for program in ("srun", "scontrol"):
         (tmp_path / program).chmod(0o755)
     (tmp_path / "triaxial-7").mkdir()
-    (tmp_path / "triaxial-7" / "without_rank_0").write_text("2\n")
+    (tmp_path / "triaxial-7" / "without_rank_0").write_text(f"{before}\n")
     settings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
     settings |= {"SLURM_JOB_NODELIST": "n1", "TRIAXIAL_PYTHON": sys.executable, "TRIAXIAL_PREFLIGHT": "no"}
     command = ["bash", str(TEMPLATE), "recipe"]
     result = subprocess.run(command, env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True)
-    assert "training failed with status 1; see" in result.stdout, result.stderr
+    assert "training failed with status 1; see" in result.stdout + result.stderr
     assert (tmp_path / "triaxial-7" / "without_rank_0").read_text() == f"{counted}\n"
+    assert ("scontrol requeue 7" in result.stdout) is (counted < 4), result.stderr
 
 
 @pytest.mark.parametrize(("restarts", "requeued"), [("0", False), ("2", True)])

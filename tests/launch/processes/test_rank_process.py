@@ -58,6 +58,19 @@ except ImportError:
     assert done.stdout.splitlines()[-2:] == ["0", "True True"]
 
 
+def test_a_signal_while_python_shuts_down_changes_no_exit_status():
+    code = """
+import atexit, os, signal, sys
+from launch.main import main
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+    atexit.register(os.kill, os.getpid(), number)
+sys.argv = ["triaxial", "docs"]
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize(("status", "exits"), [(2, True), (75, True), (1, False)])
 def test_a_restarted_rank_exits_at_once_if_the_previous_start_ended_for_good(tmp_path, status, exits):
     """torchrun restarts after every failure, also after a mistake or a save that a signal asked for."""

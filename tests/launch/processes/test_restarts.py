@@ -79,6 +79,12 @@ def test_a_run_without_progress_is_given_up(launch):
     )
 
 
+def test_a_rank_that_is_ended_after_the_save_fails_nothing(launch):
+    """A signal to one rank: the first rank to leave has the launcher end the others, whose handlers may be gone."""
+    status, said = launch("saved-and-slow", most=5)
+    assert (status, said) == (75, "")
+
+
 def test_a_mistake_is_not_restarted(launch):
     status, said = launch("mistake", most=5)
     message = "triaxial: error: model.d_model = 7 is not divisible by model.n_heads = 2; try 6 or 8\n"
