@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from gpt.model.config import ModelConfig
 from gpt.moderation.taxonomy import Taxonomy
-from gpt.post_training.sequence_scores import TokenScorer, row_tokens_for, score_sequences
+from gpt.post_training.sequence_scores import TokenScorer, score_sequences
 from gpt.tokenizer.tokenizers import Tokenizer
 from launch.moderation.decisions import Decisions
-from launch.moderation.windows import Ints, largest, packing_order, windows_of
+from launch.moderation.windows import Ints, batch_shape, largest, windows_of
 from parallel.checkpoint.handle import Checkpoint
 from parallel.checkpoint.manifest import MANIFEST
 
-BATCH_TOKENS = 8192
+BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384  # the activations of more do not fit into a CPU's caches
 Scores = NDArray[np.float64]
 
 
@@ -80,8 +80,8 @@ class OpenedClassifier:
         return [len(self._windows(ids)) for ids in tokens]
 
     def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The representation (n, d) of each text, the hidden state of its last token; of its first window, if it is
-        long. Every rank must call it. Only of a run opened for features."""
+        """The representation (n, d) of each text, the hidden state of its last token or the mean over its tokens; of
+        its first window, if it is long. Every rank must call it. Only of a run opened for features."""
         assert self.gives_features, "open the run with features=True"
         values = self._values([self._windows(ids)[0] for ids in self.encoded(texts)], lambda n: None)
         return values.reshape(len(texts), -1).astype(np.float32)
@@ -93,18 +93,21 @@ class OpenedClassifier:
         """The engine's values at the last token of each sequence, (m, c), in rows with little padding."""
         if not sequences:
             return np.zeros((0, 0))
-        lengths = [len(ids) for ids in sequences]
-        row_tokens = row_tokens_for(lengths, multiple=self.tensor)
-        order = packing_order(lengths, row_tokens)
+        shape = batch_shape(
+            [len(ids) for ids in sequences],
+            batch_tokens=self.batch_tokens,
+            multiple=self.tensor,
+            data_size=self.engine.data_size,
+        )
         found = score_sequences(
             self.engine,
-            [sequences[i] for i in order],
-            row_tokens=row_tokens,
-            rows_at_once=max(1, self.batch_tokens // row_tokens),
+            [sequences[i] for i in shape.order],
+            row_tokens=shape.row_tokens,
+            rows_at_once=shape.rows_at_once,
             advance=advance,
         )
         values = np.empty_like(found)
-        values[order] = found
+        values[shape.order] = found
         return values
 
 

@@ -127,6 +127,8 @@ def _obstacle(objective: Classifier, weights: dict[str, Tensor], family: str) ->
     own = objective.config
     if own.head != "linear":
         return f"they have no MLP at the end (objective.head = '{own.head}')"
+    if own.pool != "last":
+        return f"they read a text's last token alone (objective.pool = '{own.pool}')"
     if own.parents and any(parent >= 0 for parent in objective.taxonomy.parents):
         return "they cannot give a category at least the score of its children (objective.parents = true)"
     if family == "llama" and bool(weights["head.classes.bias"].any()):
@@ -173,6 +175,7 @@ def _with_code(
         "trunk": config_json(config, dtype=torch.float32),
         "head": own.head,
         "head_hidden": own.hidden if own.head != "linear" else 0,
+        "pool": own.pool,
         "parents": list(objective.taxonomy.parents) if own.parents else [-1] * len(objective.taxonomy.ids),
     }
 

@@ -13,6 +13,7 @@ from gpt.model.attention import Mask
 from gpt.model.config import ModelConfig
 from gpt.model.heads import NoHead
 from gpt.moderation.classifier import Classifier
+from gpt.moderation.heads import mean_over_text
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TextFeatures:
         return NoHead()
 
     def loss(self, *, compile: bool) -> Loss:
-        return HiddenStates(self.d_model)
+        return HiddenStates(self.d_model, self.classifier.config.pool)
 
     def attention_mask(self, batch: Batch) -> Mask:
         return self.classifier.attention_mask(batch)
@@ -48,15 +49,20 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """A loss that only gives values: the normalised hidden states (b, t, d) in at least fp32."""
+    """A loss that only gives values: the normalised hidden states (b, t, d) in at least fp32.
+
+    With `pool` mean, those at each position are the mean of the text up to it.
+    """
 
     n_values: int
+    pool: str = "last"
     metric_names: ClassVar[tuple[str, ...]] = ()
     evaluation_names: ClassVar[tuple[str, ...]] = ()
 
     def values(self, outputs: Any, batch: Batch) -> Tensor:
         hidden: Tensor = outputs
-        return hidden.float()
+        hidden = hidden.float()
+        return mean_over_text(hidden, batch.positions) if self.pool == "mean" else hidden
 
     def __call__(self, outputs: Any, batch: Batch) -> LossTotals:
         raise NotImplementedError("hidden states have no loss")

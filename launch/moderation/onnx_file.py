@@ -28,14 +28,20 @@ class ClassifierGraph(nn.Module):
         assert isinstance(scorer.objective, Classifier)
         self.module, own = scorer.module, scorer.objective
         self.n_categories = len(own.taxonomy.ids)
+        self.pool = own.config.pool
         self.parents = own.taxonomy.parents if own.config.parents else (-1,) * self.n_categories
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.module.hidden_states(input_ids)  # (b, t, d)
-        last = (attention_mask * torch.arange(hidden.size(1))).argmax(-1)
-        ends = hidden[torch.arange(hidden.size(0)), last]
         assert self.module.head is not None
-        logits: Tensor = self.module.head(ends[:, None])[:, 0, : self.n_categories]
+        if self.pool == "mean":
+            kept = attention_mask.unsqueeze(-1).double()
+            own: Tensor = self.module.head(hidden)[..., : self.n_categories]
+            logits = ((own * kept).sum(1) / kept.sum(1)).to(own.dtype)
+        else:
+            last = (attention_mask * torch.arange(hidden.size(1))).argmax(-1)
+            ends = hidden[torch.arange(hidden.size(0)), last]
+            logits = self.module.head(ends[:, None])[:, 0, : self.n_categories]
         return torch.sigmoid(constrained(logits, self.parents))
 
 

@@ -12,7 +12,7 @@ from gpt.model.config import ModelConfig
 from gpt.moderation.classifier import Classifier
 from gpt.tokenizer.tokenizers import load_tokenizer
 from gpt.training.objective import Objective
-from launch.moderation.classifier import BATCH_TOKENS, OpenedClassifier, version_of
+from launch.moderation.classifier import BATCH_TOKENS, GPU_BATCH_TOKENS, OpenedClassifier, version_of
 from launch.moderation.decisions import Decisions, read_decisions
 from launch.moderation.features import TextFeatures
 from launch.processes.environment import ClusterEnvironment
@@ -42,9 +42,8 @@ def add_classifier_arguments(parser: argparse.ArgumentParser, *, layouts: bool =
     parser.add_argument(
         "--batch-tokens",
         type=int,
-        default=BATCH_TOKENS,
         metavar="N",
-        help=f"tokens per batch (default: {BATCH_TOKENS})",
+        help=f"tokens per batch (default: {BATCH_TOKENS} on a CPU, {GPU_BATCH_TOKENS} on a GPU)",
     )
     parser.add_argument("--raw", action="store_true", help="leave out the run's calibration")
     add_device_arguments(parser)
@@ -64,7 +63,6 @@ def opened_classifier(args: argparse.Namespace, *, features: bool = False) -> It
         found = classifier_objective(config, run)
         return TextFeatures(found, model_section(config).d_model) if features else found
 
-    _check_batch_tokens(args.batch_tokens)
     environment = ClusterEnvironment.from_environment()
     if environment.world_size == 1:
         inference_layout(args, 1, config_of_newest(args.run, args.step))  # raises for a layout of more processes
@@ -96,7 +94,7 @@ def opened_classifier(args: argparse.Namespace, *, features: bool = False) -> It
             taxonomy=taxonomy,
             version=version_of(opened.checkpoint, taxonomy, decisions),
             window=_window(args.window, opened.model, opened.data_config),
-            batch_tokens=args.batch_tokens,
+            batch_tokens=_batch_tokens(args.batch_tokens, args.device),
             tensor=opened.tensor,
             decisions=decisions,
             gives_features=features,
@@ -112,7 +110,7 @@ def load_classifier(
     device: str = "auto",
     dtype: str = "float32",
     window: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     raw: bool = False,
     features: bool = False,
     packs: bool = False,
@@ -121,7 +119,6 @@ def load_classifier(
 
     `packs`: on a CPU, lay out the weights for speed; the module's weights can then not be read.
     """
-    _check_batch_tokens(batch_tokens)
     directory, checkpoint, notes = find_checkpoint(Path(run), step)
     config = checkpoint.state.get("config")
     if not isinstance(config, dict):
@@ -142,7 +139,7 @@ def load_classifier(
         taxonomy=classifier.taxonomy,
         version=version_of(checkpoint, classifier.taxonomy, decisions),
         window=_window(window, model, data_config),
-        batch_tokens=batch_tokens,
+        batch_tokens=_batch_tokens(batch_tokens, device),
         decisions=decisions,
         gives_features=features,
         notes=tuple(notes),
@@ -165,9 +162,12 @@ def _decisions(run: Path, categories: tuple[str, ...], *, raw: bool) -> Decision
     return Decisions({}, found.thresholds) if raw else found
 
 
-def _check_batch_tokens(given: int) -> None:
+def _batch_tokens(given: int | None, device: str) -> int:
+    if given is None:
+        return BATCH_TOKENS if device_of(device).type == "cpu" else GPU_BATCH_TOKENS
     if given < 1:
         raise ConfigError(f"--batch-tokens {given} is invalid: must be at least 1")
+    return given
 
 
 def _window(given: int | None, model: ModelConfig, data_config: DataConfig) -> int:

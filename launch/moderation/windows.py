@@ -1,12 +1,17 @@
 """Cut long texts into windows that overlap, and order sequences so that rows have little padding."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt.post_training.sequence_scores import MIN_ROW_TOKENS
+
 Ints = NDArray[np.int64]
 Scores = NDArray[np.float64]
+_FEW_ROWS = 8  # for which several row lengths are tried
 OVERLAP = 4  # a window repeats this part of the one before: 1 / 4
 
 
@@ -31,8 +36,8 @@ def largest(scores: Scores, n_windows: Sequence[int]) -> Scores:
     return np.maximum.reduceat(scores, starts, axis=0)
 
 
-def packing_order(lengths: Sequence[int], row_tokens: int) -> list[int]:
-    """The sequences in an order in which consecutive ones fill rows: first fit, the longest first."""
+def packed_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """The sequences of each row, by number: first fit, the longest first."""
     room: list[int] = []
     rows: list[list[int]] = []
     first_open = 0  # rows before it are full
@@ -46,4 +51,34 @@ def packing_order(lengths: Sequence[int], row_tokens: int) -> list[int]:
         room[row] -= length
         while first_open < len(rows) and room[first_open] < 1:
             first_open += 1
-    return [number for row in rows for number in row]
+    return rows
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """Rows of `row_tokens`, `rows_at_once` of them in a batch of each data rank. `order`: of the sequences; consecutive
+    ones fill the rows."""
+
+    row_tokens: int
+    rows_at_once: int
+    order: list[int]
+
+
+def batch_shape(lengths: Sequence[int], *, batch_tokens: int, multiple: int = 1, data_size: int = 1) -> BatchShape:
+    """The shape with the least padding: few sequences get short rows, and batches have equally many rows.
+
+    A batch has about `batch_tokens` tokens at most, and a row a multiple of `multiple` (the tensor ranks).
+    """
+    longest, total = max(lengths), sum(lengths)
+    wanted = [max(longest, MIN_ROW_TOKENS)]
+    parts = -(-total // wanted[0])
+    if parts <= _FEW_ROWS:
+        wanted += [longest, *(max(longest, math.ceil(total / parts * slack)) for slack in (1.0, 1.02, 1.05, 1.1))]
+    shapes = []
+    for row_tokens in sorted({-(-size // multiple) * multiple for size in wanted}):
+        rows = packed_rows(lengths, row_tokens)
+        n_batches = -(-len(rows) // (max(1, batch_tokens // row_tokens) * data_size))
+        at_once = -(-len(rows) // (n_batches * data_size))
+        order = [number for row in rows for number in row]
+        shapes.append((n_batches * at_once * row_tokens, BatchShape(row_tokens, at_once, order)))
+    return min(shapes, key=lambda one: one[0])[1]

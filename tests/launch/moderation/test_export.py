@@ -55,7 +55,7 @@ def test_a_linear_head_on_gpt2_needs_no_code(classifier_runs, tiny_corpus, texts
 def test_a_shared_mlp_on_llama_brings_its_code(classifier_runs, tiny_corpus, texts, tmp_path, capsys):
     """Tolerance 1e-5."""
     model = [word for key, value in LLAMA.items() for word in (f"--model.{key}", value)]
-    words = [*model, "--objective.head", "shared_mlp", "--train.total_steps", "3"]
+    words = [*model, "--objective.head", "shared_mlp", "--objective.pool", "mean", "--train.total_steps", "3"]
     made = classifier_runs.make_classifier_run(tiny_corpus, tmp_path, *words)
     assert export(made.run, tmp_path / "folder") == 2
     assert "they have no MLP at the end (objective.head = 'shared_mlp'). Add --with-code" in capsys.readouterr().err

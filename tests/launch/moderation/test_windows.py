@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt.post_training.sequence_scores import pack
-from launch.moderation.windows import largest, packing_order, windows_of
+from launch.moderation.windows import batch_shape, largest, windows_of
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 14, 15, 40, 41])
@@ -29,9 +29,20 @@ def test_the_largest_score_of_each_category_counts():
     np.testing.assert_array_equal(largest(scores, [2, 1]), [[0.5, 0.9], [0.3, 0.3]])
 
 
-def test_consecutive_sequences_in_packing_order_fill_rows():
-    lengths = np.random.default_rng(0).integers(1, 700, size=500).tolist()
-    order = packing_order(lengths, 1024)
-    assert sorted(order) == list(range(500))
-    rows = pack([lengths[i] for i in order], 1024)
-    assert len(rows) <= np.ceil(sum(lengths) / 1024) * 1.02 + 1
+@pytest.mark.parametrize(("n", "most"), [(1, 700), (3, 400), (20, 700), (500, 700), (40, 1500)])
+def test_batches_have_little_padding(n, most):
+    """In `order`, consecutive sequences fill rows; a tenth of the tokens of all batches is padding at most."""
+    lengths = np.random.default_rng(n).integers(1, most, size=n).tolist()
+    shape = batch_shape(lengths, batch_tokens=4096, multiple=4)
+    assert sorted(shape.order) == list(range(n))
+    assert shape.row_tokens % 4 == 0
+    rows = pack([lengths[i] for i in shape.order], shape.row_tokens)
+    n_batches = -(-len(rows) // shape.rows_at_once)
+    tokens = n_batches * shape.rows_at_once * shape.row_tokens
+    assert shape.rows_at_once * shape.row_tokens <= max(4096, shape.row_tokens)
+    assert tokens <= 1.1 * sum(lengths) + 4
+
+
+def test_data_ranks_share_the_rows():
+    shape = batch_shape([600] * 5, batch_tokens=10**6, data_size=2)
+    assert (shape.row_tokens, shape.rows_at_once) == (600, 3)
