@@ -1,4 +1,4 @@
-"""Read the texts to label: files of selections, scores, labels, or any JSON lines with a "text"."""
+"""Read the texts to label: selections, scores, labels, or any JSON lines, CSV or Parquet with a "text"."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError
-from gpt.files.json_files import read_json_lines
+from gpt.moderation.label_files import read_records
 from gpt.moderation.labels import text_id
+from gpt.moderation.score_files import groups_of
 
 COPIED = ("groups", "source", "pipeline", "weight")  # from the line of a text to the lines of its labels
 
@@ -63,13 +64,15 @@ def read_texts(paths: Sequence[Path]) -> TextsToLabel:
         elif not is_labelled:  # two labellers' lines of one text are no repetition
             left_out["repeated"] += 1
     if not texts:
-        raise ConfigError(f'{paths[0]} has no text to label: give JSON lines with a "text", such as those of `select`.')
+        raise ConfigError(f'{paths[0]} has no text to label: give records with a "text", such as those of `select`.')
     return TextsToLabel(tuple(texts.values()), tuple(labelled), left_out)
 
 
 def _records(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for path in paths:
-        yield from (record for _, record in read_json_lines(path))
+        for place, record in read_records(path):
+            groups = groups_of(record, where=f"{path}, {place}")
+            yield {**record, "groups": groups or None}
 
 
 def _is_unicode(text: str) -> bool:

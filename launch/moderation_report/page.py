@@ -20,7 +20,8 @@ from launch.moderation_report.plots import (
     learning_curve,
     precision_recall,
 )
-from launch.moderation_report.probes import FunctionalSuite, ProbeResults
+from launch.moderation_report.probe_page import probes_part
+from launch.moderation_report.probes import ProbeResults
 from launch.moderation_report.rounds import Round
 from launch.moderation_report.style import MODERATION
 from launch.moderation_report.tables import (
@@ -28,10 +29,7 @@ from launch.moderation_report.tables import (
     confusion_card,
     cost_table,
     gains_table,
-    gaps_table,
-    heat_map,
     measures_table,
-    word_bars,
 )
 from launch.moderation_report.versions import ComparedVersions
 from launch.reports.style import PLOT, RUN_PAGE
@@ -58,8 +56,7 @@ def moderation_page(parts: ReportParts, *, now: float) -> str:
         _measures(parts),
         _curves(parts.figures),
         _confusions(parts.figures),
-        _functional(parts),
-        _gaps(parts),
+        probes_part([one.name for one in parts.compared.versions], parts.probes),
         _rounds(parts.rounds),
         _costs(parts.costs),
     ]
@@ -176,39 +173,6 @@ def _confusions(figures: ReportFigures) -> str:
     )
     note = "Labels in rows, decisions at the threshold in columns; shares are of the row."
     return f"<h2>Confusion</h2><p class=note>{note}</p><div class=confusions>{cards}</div>"
-
-
-def _functional(parts: ReportParts) -> str:
-    names = [one.name for one in parts.compared.versions]
-    suites: dict[tuple[str, str], list[tuple[str, FunctionalSuite]]] = {}
-    for name, found in zip(names, parts.probes, strict=False):
-        for suite in (suite for probes in found for suite in probes.functional):
-            suites.setdefault((suite.suite, suite.category), []).append((name, suite))
-    if not suites:
-        return ""
-    maps = "".join(
-        f"<h3>{escape(suite or 'functional tests')}, {escape(category)}</h3>{heat_map(found)}"
-        for (suite, category), found in suites.items()
-    )
-    note = "Percent of right decisions at the threshold. A darker cell has more wrong ones."
-    return f"<h2>Functional tests</h2><p class=note>{note}</p>{maps}"
-
-
-def _gaps(parts: ReportParts) -> str:
-    names = [one.name for one in parts.compared.versions]
-    found = [
-        (name, [gap for one in probes for gap in one.gaps]) for name, probes in zip(names, parts.probes, strict=False)
-    ]
-    found = [(name, gaps) for name, gaps in found if gaps]
-    if not found:
-        return ""
-    widest = max(found[-1][1], key=lambda one: one.mean_range or 0.0)
-    note = (
-        "Sentences that differ in one word should have equal scores. The range of such a set is its largest score "
-        "minus its smallest. Negatives flagged: harmless sentences above the threshold."
-    )
-    bars = f"<h3>Words with the largest gaps: {escape(widest.category)}, {escape(found[-1][0])}</h3>{word_bars(widest)}"
-    return f"<h2>Counterfactuals</h2><p class=note>{note}</p>{gaps_table(found)}{bars if widest.words else ''}"
 
 
 def _rounds(rounds: Sequence[Round]) -> str:

@@ -1,14 +1,14 @@
-"""Results of `triaxial moderate probe`, as the report shows them: functional tests and counterfactual gaps."""
+"""Results of `triaxial moderate probe`, as the report shows them. The files hold no text."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError
 from gpt.files.json_files import read_json_object
-from gpt.files.json_rules import Fields, Finite, JsonRule, ListOf, Text, Whole
+from gpt.files.json_rules import Fields, Finite, JsonRule, ListOf, Text, ValuesOf, Whole
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,20 @@ _GAP: JsonRule = Fields(
     {"category": Text(), "sentences": Whole(), "mean_range": _Number(), "worst_range": _Number()},
     optional={"false_positive_share": _Number(), "auroc": _Number(), "words": ListOf(_WORD)},
 )
+_EFFECT = Fields({"category": Text(), "name": Text(), "flagged_before": Whole(), "still_flagged": Whole()})
+_AUPRC = Fields({"category": Text(), "positives": Whole(), "auprc": Fields({"estimate": _Number()})})
+_SLICE = Fields({"field": Text(), "value": Text(), "texts": Whole(), "measures": ListOf(_AUPRC)})
+_REDUCED = Fields(
+    {"reduced": Whole()}, optional={"median_characters_before": Finite(), "median_characters_after": Finite()}
+)
 _RULES = Fields(
     optional={
         "model": Text(),
         "functional": ListOf(_SUITE),
         "counterfactuals": ListOf(_GAP),
+        "perturbations": ListOf(_EFFECT),
+        "slices": ListOf(_SLICE),
+        "reduction": ValuesOf(_REDUCED),
     }
 )
 
@@ -78,12 +87,35 @@ class GapOfCategory:
 
 
 @dataclass(frozen=True)
+class SliceOfTexts:
+    """The texts with one value of a field. `auprc`: (category, estimate or None, positives)."""
+
+    field: str
+    value: str
+    texts: int
+    auprc: tuple[tuple[str, float | None, int], ...]
+
+
+@dataclass(frozen=True)
+class ReducedTexts:
+    """How short texts of a category get while their score stays high: median characters before and after."""
+
+    category: str
+    texts: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class ProbeResults:
-    """The content of one file."""
+    """The content of one file. `still_flagged`: (category, perturbation) -> texts flagged before, and still."""
 
     model: str
-    functional: tuple[FunctionalSuite, ...]
-    gaps: tuple[GapOfCategory, ...]
+    functional: tuple[FunctionalSuite, ...] = ()
+    gaps: tuple[GapOfCategory, ...] = ()
+    still_flagged: Mapping[tuple[str, str], FunctionalCell] = field(default_factory=dict)
+    slices: tuple[SliceOfTexts, ...] = ()
+    reduced: tuple[ReducedTexts, ...] = ()
 
 
 def read_probes(path: Path) -> ProbeResults:
@@ -91,11 +123,22 @@ def read_probes(path: Path) -> ProbeResults:
     found = read_json_object(path)
     if fault := _RULES.fault(found, ""):
         raise ConfigError(f"{path} has no results of probes: {fault}. Run `triaxial moderate probe` again.")
-    if not found.get("functional") and not found.get("counterfactuals"):
-        raise ConfigError(f"{path} has neither functional tests nor counterfactuals. Give a file of `moderate probe`.")
-    suites = tuple(_suite(one) for one in found.get("functional", ()))
+    if not any(found.get(key) for key in ("functional", "counterfactuals", "perturbations", "slices", "reduction")):
+        raise ConfigError(f"{path} has no results of probes. Give a file that `triaxial moderate probe --json` wrote.")
     return ProbeResults(
-        str(found.get("model", "")), suites, tuple(_gap(one) for one in found.get("counterfactuals", ()))
+        model=str(found.get("model", "")),
+        functional=tuple(_suite(one) for one in found.get("functional", ())),
+        gaps=tuple(_gap(one) for one in found.get("counterfactuals", ())),
+        still_flagged={
+            (one["category"], one["name"]): FunctionalCell(one["flagged_before"], one["still_flagged"])
+            for one in found.get("perturbations", ())
+        },
+        slices=tuple(_slice(one) for one in found.get("slices", ())),
+        reduced=tuple(
+            ReducedTexts(name, one["reduced"], one["median_characters_before"], one["median_characters_after"])
+            for name, one in found.get("reduction", {}).items()
+            if one["reduced"] and "median_characters_before" in one and "median_characters_after" in one
+        ),
     )
 
 
@@ -140,3 +183,8 @@ def _gap(record: Mapping[str, Any]) -> GapOfCategory:
         false_positive_share=record.get("false_positive_share"),
         words=tuple(sorted(words, key=lambda one: -abs(one[1]))),
     )
+
+
+def _slice(record: Mapping[str, Any]) -> SliceOfTexts:
+    auprc = tuple((one["category"], one["auprc"]["estimate"], one["positives"]) for one in record["measures"])
+    return SliceOfTexts(record["field"], record["value"], record["texts"], auprc)

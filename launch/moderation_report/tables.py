@@ -1,4 +1,4 @@
-"""The tables of the report: measures, confusion, functional tests, counterfactual gaps, cost of labels."""
+"""The tables of the report: measures, confusion, cost of labels. What comes from files is escaped."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,7 @@ from gpt.evaluation.intervals import Interval
 from gpt.moderation.measures.summary import CategoryMeasures
 from launch.moderation_report.costs import LabelCost, LabelCosts
 from launch.moderation_report.measured import ReportFigures
-from launch.moderation_report.probes import FunctionalCell, FunctionalSuite, GapOfCategory
 
-MAX_WORDS = 14
 COUNTS = ("labels", "positive")  # columns that a phone leaves out of the table of measures
 
 
@@ -78,64 +76,6 @@ def _count(n: float, total: float, is_right: bool) -> str:
     return f"<td {style}>{n:,.0f}<small>{f'{share:.1%}' if total else ''}</small></td>"
 
 
-def heat_map(suites: Sequence[tuple[str, FunctionalSuite]]) -> str:
-    """Functions as rows, versions and targets as columns. A cell is darker the more decisions are wrong.
-
-    `suites`: (version, suite), the same suite of one or two versions. Targets are those of the last version.
-    """
-    last = suites[-1][1]
-    targets = [target for target in last.targets if target]
-    functions = list(dict.fromkeys(function for _, suite in suites for function in suite.functions))
-    heads = [name for name, _ in suites] if len(suites) > 1 else ["all cases"]
-    head = "".join(f"<th><span>{escape(one)}</span></th>" for one in (*heads, *targets))
-    rows = []
-    for function in functions:
-        cells = [suite.cells.get((function, "")) for _, suite in suites]
-        cells += [last.cells.get((function, target)) for target in targets]
-        rendered = "".join(map(_heat, cells))
-        rows.append(f"<tr><th scope=row>{escape(function)}</th>{rendered}</tr>")
-    return f"<div class=wide><table class=heats><tr><td></td>{head}</tr>{''.join(rows)}</table></div>"
-
-
-def _heat(cell: FunctionalCell | None) -> str:
-    if cell is None or not cell.cases:
-        return "<td></td>"
-    wrong = f"--p:{70 * (1 - cell.share):.0f}%"
-    title = f"{cell.right:,} of {cell.cases:,} right"
-    return f'<td class=heat style="{wrong}" title="{title}">{100 * cell.share:.0f}</td>'
-
-
-def gaps_table(found: Sequence[tuple[str, Sequence[GapOfCategory]]]) -> str:
-    """Counterfactual gaps by category and version."""
-    two = len(found) > 1
-    rows = [
-        f"<tr><td class=word>{escape(one.category)}</td>"
-        + (f"<td class=word><i class=s{k}></i>{escape(name)}</td>" if two else "")
-        + f"<td>{one.sentences:,}</td><td>{_number(one.mean_range)}</td><td>{_number(one.worst_range)}</td>"
-        f"<td>{_share(one.false_positive_share)}</td></tr>"
-        for category in dict.fromkeys(one.category for _, gaps in found for one in gaps)
-        for k, (name, gaps) in enumerate(found)
-        for one in gaps
-        if one.category == category
-    ]
-    heads = ["category", *(["version"] if two else []), "sentences", "mean range", "worst range", "negatives flagged"]
-    return table(heads, rows, words=("category", "version"))
-
-
-def word_bars(gap: GapOfCategory) -> str:
-    """The words with the largest gaps as bars to the left (lower scores) and right (higher scores)."""
-    words = sorted(gap.words[:MAX_WORDS], key=lambda one: -one[1])
-    most = max((abs(value) for _, value, _ in words), default=0.0) or 1.0
-    rows = []
-    for word, value, sentences in words:
-        width = 50 * abs(value) / most
-        side = f"left:50%;width:{width:.1f}%" if value >= 0 else f"left:{50 - width:.1f}%;width:{width:.1f}%"
-        bar = f'<div class="{"s1" if value >= 0 else "s5"}" style="{side}"></div>'
-        cells = f"<td>{value:+.3f}</td><td class=gap>{bar}</td><td>{sentences:,}</td>"
-        rows.append(f"<tr><td class=word>{escape(word)}</td>{cells}</tr>")
-    return table(["word", "gap", "lower or higher", "sentences"], rows, words=("word",))
-
-
 def cost_table(title: str, costs: Sequence[LabelCost]) -> str:
     """Labels, positives and time, one row for each pipeline or labeller; the best yield of positives as a bar."""
     most = max((one.positive_share for one in costs), default=0.0) or 1.0
@@ -181,14 +121,6 @@ def _stacked(interval: Interval) -> str:
     if math.isnan(interval.low):
         return f"{interval.estimate:.3f}<small>few positives</small>"
     return f"{interval.estimate:.3f}<small>{interval.low:.3f} to {interval.high:.3f}</small>"
-
-
-def _number(value: float | None) -> str:
-    return "&ndash;" if value is None else f"{value:.3f}"
-
-
-def _share(value: float | None) -> str:
-    return "&ndash;" if value is None else f"{value:.1%}"
 
 
 def _seconds(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """The texts to label come from selections, scores, labels and other tools."""
 
+import gzip
 import json
 
 import pytest
@@ -16,7 +17,7 @@ def write(path, *records):
 
 def test_a_text_keeps_what_its_labels_repeat(tmp_path):
     line = {"text": "one", "scores": {"A": 0.7}, "pipeline": "above:A", "weight": 2.5, "groups": {"language": "en"}}
-    found = read_texts([write(tmp_path / "selection.jsonl", line, {"id": "x", "text": "two"})])
+    found = read_texts([write(tmp_path / "selection.jsonl", line, {"id": "x", "text": "two", "groups": None})])
     assert [text.id for text in found.texts] == [text_id("one"), "x"]
     assert found.texts[0].fields == {"pipeline": "above:A", "weight": 2.5, "groups": {"language": "en"}}
     assert found.texts[1].fields == {}
@@ -49,5 +50,19 @@ def test_a_file_without_texts_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="has no text to label"):
         read_texts([write(tmp_path / "empty.jsonl", {"prompt": "x"})])
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    with pytest.raises(ConfigError, match="line 2 is not JSON"):
+    with pytest.raises(ConfigError, match="line 2 is no JSON"):
         read_texts([tmp_path / "broken.jsonl"])
+
+
+def test_packed_lines_and_csv_are_read_too(tmp_path):
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"id": "a", "text": "one", "groups": {"language": "en"}}) + "\n")
+    (tmp_path / "b.csv").write_text("id,text\nb,two\n")
+    found = read_texts([tmp_path / "a.jsonl.gz", tmp_path / "b.csv"])
+    assert [(text.id, text.text, text.fields) for text in found.texts] == [
+        ("a", "one", {"groups": {"language": "en"}}),
+        ("b", "two", {}),
+    ]
+    (tmp_path / "c.jsonl").write_text('{"text": "a", "groups": 3}\n')
+    with pytest.raises(ConfigError, match="groups must be an object"):
+        read_texts([tmp_path / "c.jsonl"])

@@ -60,12 +60,21 @@ class Made:
             for k, target in enumerate(("cats", HOSTILE))
         ]
         gaps = [{"word": word, "gap": 0.1 - 0.3 * i, "sentences": 4} for i, word in enumerate(words)]
+        effects = [
+            {"category": "H", "name": HOSTILE, "texts": 9, "flagged_before": 8, "still_flagged": 6, "mean_change": -0.1}
+        ]
+        auprc = {"estimate": None, "low": None, "high": None}
         path = self.folder / name
         path.write_text(json.dumps({
             "model": model,
             "functional": [{"suite": HOSTILE, "category": "H", "results": results}],
             "counterfactuals": [{"category": "H", "sentences": 8, "mean_range": 0.2, "worst_range": 0.4,
                                  "false_positive_share": None, "auroc": 0.8, "words": gaps}],
+            "perturbations": effects,
+            "slices": [{"field": "language", "value": HOSTILE, "texts": 9,
+                        "measures": [{"category": "H", "positives": 0, "auprc": auprc}]}],
+            "reduction": {HOSTILE: {"reduced": 3, "median_characters_before": 70, "median_characters_after": 9.5},
+                          "V": {"reduced": 0}},
         }))  # fmt: skip
         return path
 

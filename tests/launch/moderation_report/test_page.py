@@ -42,13 +42,16 @@ def test_every_part_is_there(report):
         "Confusion",
         "Functional tests",
         "Counterfactuals",
+        "Perturbations",
+        "Slices",
+        "Input reduction",
         "Rounds",
         "Cost of labels",
     ]
     assert page.count('aria-label="precision over recall of') == 9
     assert page.count('aria-label="calibration of') == 9
     assert page.count("<div class=confusion>") == 18
-    assert page.count("class=heat ") == 2 * (2 + 2)
+    assert page.count("class=heat ") == 2 * (2 + 2) + 2
     assert "Cohen's kappa" in page
     assert [one["labels"] for one in figures["rounds"]] == [100, 200]
     assert figures["cost"]["total"]["labels"] == 60

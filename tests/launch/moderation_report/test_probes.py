@@ -33,9 +33,23 @@ def test_files_belong_to_the_version_that_they_name(made):
         {"functional": [{"category": "H", "results": [{"function": 3, "cases": 1, "right": 0}]}]},
         {"counterfactuals": [{"category": "H"}]},
         {"functional": {}},
+        {"perturbations": [{"category": "H"}]},
+        {"reduction": {"H": {"reduced": "x"}}},
+        {
+            "slices": [
+                {"field": "f", "value": "v", "texts": 1, "measures": [{"category": "H", "positives": 1, "auprc": {}}]}
+            ]
+        },
     ],
 )
 def test_damaged_results_are_refused(tmp_path, value):
     (tmp_path / "p.json").write_text(json.dumps(value))
     with pytest.raises(ConfigError, match=r"p\.json has"):
         read_probes(tmp_path / "p.json")
+
+
+def test_what_labels_are_needed_for_is_read_too(made, hostile):
+    probes = read_probes(made.probes("p.json"))
+    assert probes.still_flagged["H", hostile].share == 0.75
+    assert [(one.value, one.auprc) for one in probes.slices] == [(hostile, (("H", None, 0),))]
+    assert [(one.category, one.before, one.after) for one in probes.reduced] == [(hostile, 70, 9.5)]

@@ -6,8 +6,7 @@ from gpt.evaluation.intervals import Interval
 from gpt.moderation.measures.ranking import Confusion
 from gpt.moderation.measures.summary import category_measures
 from launch.moderation_report.measured import CategoryFigures, ReportFigures, VersionFigures
-from launch.moderation_report.probes import FunctionalCell, FunctionalSuite, GapOfCategory
-from launch.moderation_report.tables import confusion_card, gains_table, heat_map, measures_table, word_bars
+from launch.moderation_report.tables import confusion_card, gains_table, measures_table
 
 NAME = "<b>&"
 
@@ -38,20 +37,3 @@ def test_confusion_has_shares_of_rows():
     assert "<b>" not in card
     assert card.count("<small>50.0%</small>") == 2
     assert "<small>100.0%</small>" in card
-
-
-def test_a_worse_function_is_darker():
-    cells = {("f <i>", ""): FunctionalCell(10, 9), ("g", ""): FunctionalCell(10, 0), ("g", "t"): FunctionalCell(0, 0)}
-    page = heat_map([("v1", FunctionalSuite("s", "H", cells))])
-    assert "<i>" not in page
-    assert "--p:7%" in page
-    assert "--p:70%" in page
-    assert page.count("class=heat ") == 2
-
-
-def test_gaps_point_to_their_side():
-    page = word_bars(GapOfCategory("H", 8, 0.1, 0.2, None, (("low", -0.2, 4), ("high <i>", 0.1, 4))))
-    assert "<i>" not in page
-    assert page.index("high") < page.index(">low<")
-    assert "left:50%;width:25.0%" in page
-    assert "left:0.0%;width:50.0%" in page
