@@ -89,6 +89,10 @@ COMMANDS = {
         "launch.commands.moderate.calibrate",
         "fit a classifier's calibration and thresholds on labelled texts",
     ),
+    "moderate generate": (
+        "launch.commands.moderate.generate",
+        "write synthetic labelled texts by a language model or templates, and check their labels",
+    ),
     "moderate probe": (
         "launch.commands.moderate.probe",
         "show where a classifier fails: functional suites, counterfactuals, perturbations, slices",
