@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from launch.moderation_server.batches import BatchQueue, TextScorer
+from launch.moderation_server.batches import BatchQueue, ModelFault, TextScorer
 from launch.moderation_server.forms import (
     analyze_answer,
     analyze_request,
@@ -91,9 +91,9 @@ class ModerationService:
             return self._refusal(request, Refused(404, "not_found", message))
         except (ConnectionError, asyncio.CancelledError):
             raise  # the client has left
-        except Exception as error:  # its message may quote a text, so neither the log nor the answer shows it
-            log.error("fault: %s at %s", type(error).__name__, _where(error))
-            return self._refusal(request, Refused(500, "server_fault", "the model failed on this request"))
+        except Exception as error:  # the message of any other may quote a text, so only its type is logged
+            log.error("fault: %s", error if isinstance(error, ModelFault) else type(error).__name__)
+            return self._refusal(request, Refused(500, "server_fault", "the server failed on this request"))
 
     def _check(self, request: web.Request) -> None:
         """Refuse before the body is read, if there is a reason."""
@@ -206,11 +206,3 @@ async def serve(
 def _given_key(request: web.Request) -> str:
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else request.query.get("key", "")
-
-
-def _where(error: BaseException) -> str:
-    """File and line of the innermost frame."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return "?" if frame is None else f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}"

@@ -40,6 +40,10 @@ class TextScorer(Protocol):
         ...
 
 
+class ModelFault(Exception):
+    """The model failed on a request. The message is the type of the error and its place, which quote no text."""
+
+
 @dataclass(eq=False)
 class _Job:
     texts: Sequence[str]
@@ -141,7 +145,7 @@ class BatchQueue:
             if len(batch) > 1:
                 await self._score([job])
             elif not job.result.done():
-                job.result.set_exception(error)
+                job.result.set_exception(ModelFault(f"{type(error).__name__} at {_where(error)}"))
 
     async def _on_thread(self, texts: Sequence[str]) -> Scores:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.scorer.scores, texts)
@@ -150,6 +154,14 @@ class BatchQueue:
         rate = n_texts / max(elapsed_s, 1e-6)
         share = 1.0 if not self._rate else 1 - math.exp(-elapsed_s / _MEMORY_S)
         self._rate += (rate - self._rate) * share
+
+
+def _where(error: BaseException) -> str:
+    """File and line of the innermost frame."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return "?" if frame is None else f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}"
 
 
 def _give(job: _Job, scores: Scores) -> None:

@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
             + (f"; {set_aside:,} records set aside ({reasons})" if set_aside else ""),
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
         emit(facts)
     return 0
