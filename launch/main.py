@@ -85,6 +85,10 @@ COMMANDS = {
         "launch.commands.moderate.audit",
         "measure the quality of labels, and choose what an auditor must look at",
     ),
+    "moderate heads": (
+        "launch.commands.moderate.heads",
+        "fit the linear heads of a classifier again to labelled texts, in seconds",
+    ),
     "moderate calibrate": (
         "launch.commands.moderate.calibrate",
         "fit a classifier's calibration and thresholds on labelled texts",

@@ -19,6 +19,7 @@ EventKind = Literal[
     "ended",
     "fast_checkpoint_failed",
     "hang",
+    "heads_fitted",
     "replica_mismatch",
     "restart",
     "resumed",

@@ -22,6 +22,7 @@ Meaning = Literal["fault", "warning", "restart", "checkpoint", "note"]
 KINDS: dict[EventKind, Meaning] = {
     "best": "note",
     "calibrated": "note",
+    "heads_fitted": "note",
     "checkpoint_estimate": "note",
     "checkpoint_failed": "fault",
     "checkpoint_saved": "checkpoint",

@@ -1,0 +1,43 @@
+"""Heads that are fitted to labelled texts take the place of the run's, and give the scores of their formula."""
+
+import json
+
+import numpy as np
+import torch
+
+from gpt.moderation.heads import constrained
+from launch.main import main
+from launch.moderation.joined import labelled_texts
+from launch.moderation.open_run import load_classifier
+from launch.moderation.refit import fit_to_texts
+
+
+def test_fitted_heads_are_published_and_score_texts(classifier_runs, tiny_corpus, tmp_path, capsys):
+    words = ["--objective.head", "linear", "--objective.pool", "mean", "--train.total_steps", "4"]
+    words += ["--train.evaluate_every_steps", "4"]
+    made = classifier_runs.make_classifier_run(tiny_corpus, tmp_path, *words)
+    before = load_classifier(made.run, device="cpu")
+    opened = load_classifier(made.run, device="cpu", features=True)
+    texts = labelled_texts([made.folder / "train.jsonl"], opened.taxonomy)
+    fitted = fit_to_texts(opened, texts, l2=3.0)
+    command = ["moderate", "heads", str(made.run), "--labels", str(made.folder / "train.jsonl"), "--l2", "3"]
+    assert main([*command, "--device", "cpu"]) == 0
+    assert f"fitted the heads to {len(texts)} texts in" in capsys.readouterr().out
+    after = load_classifier(made.run, device="cpu")
+    held = [one.text for one in labelled_texts([made.folder / "validation.jsonl"], opened.taxonomy)]
+    logits = torch.from_numpy(fitted.logits(opened.features(held)))
+    expected = torch.sigmoid(constrained(logits, opened.taxonomy.parents)).numpy()
+    assert np.abs(after.scores(held) - expected).max() < 1e-5
+    assert np.abs(before.scores(held) - expected).max() > 0.05
+    assert after.version != before.version
+    assert after.checkpoint.state["fitted_heads"]["l2"] == 3.0
+    events = [json.loads(line) for line in (made.run / "events.jsonl").read_text().splitlines()]
+    assert [event["texts"] for event in events if event["kind"] == "heads_fitted"] == [len(texts)]
+
+
+def test_a_run_with_mlps_is_refused_with_one_line(classifier_run, capsys):
+    command = ["moderate", "heads", str(classifier_run.run), "--labels", str(classifier_run.folder / "train.jsonl")]
+    assert main([*command, "--device", "cpu"]) != 0
+    error = capsys.readouterr().err
+    assert "objective.head = 'mlp' of" in error
+    assert len(error.strip().splitlines()) == 1
