@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from launch.moderation.decisions import read_decisions
-from launch.moderation.joined import labelled_texts
+from launch.moderation.loop.joined import labelled_texts
 from launch.moderation.open_run import load_classifier
 from launch.moderation.refit import check_linear, fit_to_texts, publish_heads
 from launch.runs.saved_run import add_device_arguments

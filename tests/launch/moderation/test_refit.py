@@ -7,7 +7,7 @@ import torch
 
 from gpt.moderation.heads import constrained
 from launch.main import main
-from launch.moderation.joined import labelled_texts
+from launch.moderation.loop.joined import labelled_texts
 from launch.moderation.open_run import load_classifier
 from launch.moderation.refit import fit_to_texts
 
