@@ -33,11 +33,3 @@ def test_fitted_heads_are_published_and_score_texts(classifier_runs, tiny_corpus
     assert after.checkpoint.state["fitted_heads"]["l2"] == 3.0
     events = [json.loads(line) for line in (made.run / "events.jsonl").read_text().splitlines()]
     assert [event["texts"] for event in events if event["kind"] == "heads_fitted"] == [len(texts)]
-
-
-def test_a_run_with_mlps_is_refused_with_one_line(classifier_run, capsys):
-    command = ["moderate", "heads", str(classifier_run.run), "--labels", str(classifier_run.folder / "train.jsonl")]
-    assert main([*command, "--device", "cpu"]) != 0
-    error = capsys.readouterr().err
-    assert "objective.head = 'mlp' of" in error
-    assert len(error.strip().splitlines()) == 1

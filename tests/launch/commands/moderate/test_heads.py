@@ -1,0 +1,11 @@
+"""`triaxial moderate heads` fits linear heads only; tests/launch/moderation/test_refit.py has the fit itself."""
+
+from launch.main import main
+
+
+def test_a_run_with_mlps_is_refused_with_one_line(classifier_run, capsys):
+    command = ["moderate", "heads", str(classifier_run.run), "--labels", str(classifier_run.folder / "train.jsonl")]
+    assert main([*command, "--device", "cpu"]) != 0
+    error = capsys.readouterr().err
+    assert "objective.head = 'mlp' of" in error
+    assert len(error.strip().splitlines()) == 1
