@@ -2,7 +2,7 @@
 
     python benchmarks/moderation_label_errors.py                         TF-IDF and logistic regression
     python benchmarks/moderation_label_errors.py --peer VENV/bin/python    cleanlab in a virtual environment of its own
-    python benchmarks/moderation_label_errors.py --features F.npy        (n, d), one row for each text of the file
+    python benchmarks/moderation_label_errors.py --features F.npy        (n, d), one row for each text that is not empty
 
 Precision of the 5% most suspicious labels: the share of them that was planted. Scores are cross-fitted: those of a text
 come from classifiers that were trained without it, on one half (`--folds 2`, the paper's) or more, and averaged over
@@ -41,22 +41,30 @@ def tf_idf(texts):
     return hstack([words, letters]).tocsr()
 
 
-def cross_fit(x, y, *, folds, repeats, seed):
-    """Scores (n,) of classifiers that did not train on the text, averaged over repeated splits."""
+def classifier(x):
+    """Logistic regression on TF-IDF, or on standardised dense features."""
     from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
+    if hasattr(x, "tocsr"):
+        return LogisticRegression(C=10, max_iter=200, class_weight="balanced")
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.003, max_iter=200, class_weight="balanced"))
+
+
+def cross_fit(views, y, *, folds, repeats, seed):
+    """Scores (n,) of classifiers that did not train on the text, averaged over views and repeated splits."""
     total = np.zeros(len(y))
-    for repeat in range(repeats):
-        fold = np.random.default_rng([seed, repeat]).permutation(len(y)) % folds
-        for held in range(folds):
-            model = LogisticRegression(C=10, max_iter=200, class_weight="balanced").fit(
-                x[fold != held], y[fold != held]
-            )
-            total[fold == held] += model.predict_proba(x[fold == held])[:, 1]
-    return total / repeats
+    for x in views:
+        for repeat in range(repeats):
+            fold = np.random.default_rng([seed, repeat]).permutation(len(y)) % folds
+            for held in range(folds):
+                model = classifier(x).fit(x[fold != held], y[fold != held])
+                total[fold == held] += model.predict_proba(x[fold == held])[:, 1]
+    return total / (repeats * len(views))
 
 
-def cases(x, labels, args):
+def cases(views, labels, args):
     """For each category and seed: flipped labels, cross-fit scores, and which labels were flipped."""
     for i, category in enumerate(CATEGORIES):
         known = np.flatnonzero(~np.isnan(labels[:, i]))
@@ -65,7 +73,13 @@ def cases(x, labels, args):
             planted = np.zeros(len(y), dtype=bool)
             planted[np.random.default_rng(seed).choice(len(y), round(SHARE * len(y)), replace=False)] = True
             y[planted] = 1 - y[planted]
-            yield category, seed, y, cross_fit(x[known], y, folds=args.folds, repeats=args.repeats, seed=seed), planted
+            yield (
+                category,
+                seed,
+                y,
+                cross_fit([x[known] for x in views], y, folds=args.folds, repeats=args.repeats, seed=seed),
+                planted,
+            )
 
 
 def ours(found):
@@ -149,7 +163,8 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--features", type=Path)
+    parser.add_argument("--features", type=Path, help="a second view, whose scores are averaged with those of TF-IDF")
+    parser.add_argument("--only-features", action="store_true", help="leave TF-IDF out")
     parser.add_argument("--peer", type=Path, help="a Python with cleanlab")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cases", type=Path, help=argparse.SUPPRESS)
@@ -162,8 +177,9 @@ def main():
         args.json.write_text(json.dumps(cleanlab(found)))
         return
     texts, labels = read_samples()
-    x = tf_idf(texts) if args.features is None else np.load(args.features).astype(np.float32)
-    found = list(cases(x, labels, args))
+    views = [] if args.only_features else [tf_idf(texts)]
+    views += [] if args.features is None else [np.load(args.features).astype(np.float32)]
+    found = list(cases(views, labels, args))
     rows = [{**row, "n": len(case[2])} for row, case in zip(ours(found), found, strict=True)]
     peer = with_peer(args, found) if args.peer is not None else []
     show(rows, peer)

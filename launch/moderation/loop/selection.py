@@ -1,5 +1,6 @@
 """Select texts from score files of any size: two passes, the first one resumable file by file."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -36,6 +37,8 @@ def pool_of(
     """
     key = _key(settings, labelled, group_by)
     state, done = _resumed(state_file, key)
+    if any(one not in map(_identity, paths) for one in done):  # a file has changed, or is no longer given
+        state, done = empty_pool(), []
     for path in paths:
         identity = _identity(path)
         if identity in done:
@@ -78,7 +81,8 @@ def labelled_ids(paths: Sequence[Path]) -> frozenset[str]:
 
 
 def _key(settings: SelectionSettings, labelled: frozenset[str], group_by: str | None) -> str:
-    return json.dumps([asdict(settings), sorted(labelled), group_by], sort_keys=True)
+    values = json.dumps([asdict(settings), sorted(labelled), group_by], sort_keys=True)
+    return hashlib.sha256(values.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _identity(path: Path) -> list[Any]:

@@ -35,6 +35,15 @@ def test_continues_after_the_last_file_and_reads_none_twice(tmp_path):
     assert select(resumed, SETTINGS) == expected
 
 
+def test_a_file_that_is_no_longer_given_or_has_changed_starts_again(tmp_path):
+    first, second = written(tmp_path / "a.jsonl", 0, 50), written(tmp_path / "b.jsonl", 50, 90)
+    state_file = tmp_path / "state.json"
+    read([first], state_file)
+    assert read([second], state_file).seen == 40
+    written(second, 50, 80)
+    assert read([second, first], state_file).seen == 80
+
+
 def test_other_arguments_start_again(tmp_path):
     path, state_file = written(tmp_path / "a.jsonl", 0, 50), tmp_path / "state.json"
     read([path], state_file)
