@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gpt.errors import ConfigError
 
 _MAX_STEPS, _MAX_HALVINGS = 100, 40
-_TOLERANCE = 1e-9  # of the decrease that a step promises, relative to the loss
+_TOLERANCE = 1e-12  # of the decrease that the last step promises, relative to the loss; Newton's squares the rest
 
 Floats = NDArray[np.float64]
 
@@ -125,13 +125,13 @@ def _fit(x: Floats, sign: Floats, weight: Floats, l2: float) -> Floats | None:
         promised = float(gradient @ step)
         if not np.isfinite(promised):
             return None
-        if promised <= _TOLERANCE**2 * max(1.0, loss):
+        if promised <= _TOLERANCE * max(1.0, loss):  # smaller decreases would be lost in the rounding of the loss
             return w - step
         size = 1.0
         while (after := _loss(w - size * step, x, sign, weight, penalty)) > loss - 1e-4 * size * promised:
             size /= 2
             if size < 2.0**-_MAX_HALVINGS:
-                return w - step if promised <= _TOLERANCE * max(1.0, loss) else None  # rounding hides the decrease
+                return None
         w, loss = w - size * step, after
     return None
 
