@@ -67,7 +67,8 @@ class BatchShape:
 def batch_shape(lengths: Sequence[int], *, batch_tokens: int, multiple: int = 1, data_size: int = 1) -> BatchShape:
     """The shape with the least padding: few sequences get short rows, and batches have equally many rows.
 
-    A batch has about `batch_tokens` tokens at most, and a row a multiple of `multiple` (the tensor ranks).
+    A batch has about `batch_tokens` tokens at most, and a row a multiple of `multiple` (the tensor ranks). Row lengths
+    are rounded, so that a server meets few of them: oneDNN keeps compiled code for each shape.
     """
     longest, total = max(lengths), sum(lengths)
     wanted = [max(longest, MIN_ROW_TOKENS)]
@@ -75,10 +76,16 @@ def batch_shape(lengths: Sequence[int], *, batch_tokens: int, multiple: int = 1,
     if parts <= _FEW_ROWS:
         wanted += [longest, *(max(longest, math.ceil(total / parts * slack)) for slack in (1.0, 1.02, 1.05, 1.1))]
     shapes = []
-    for row_tokens in sorted({-(-size // multiple) * multiple for size in wanted}):
+    for row_tokens in sorted({_rounded(size, multiple) for size in wanted}):
         rows = packed_rows(lengths, row_tokens)
         n_batches = -(-len(rows) // (max(1, batch_tokens // row_tokens) * data_size))
         at_once = -(-len(rows) // (n_batches * data_size))
         order = [number for row in rows for number in row]
         shapes.append((n_batches * at_once * row_tokens, BatchShape(row_tokens, at_once, order)))
     return min(shapes, key=lambda one: one[0])[1]
+
+
+def _rounded(size: int, multiple: int) -> int:
+    """The next multiple of 16 up to 128 tokens and of 64 beyond, and of `multiple`."""
+    step = math.lcm(multiple, 16 if size <= 128 else 64)
+    return -(-size // step) * step

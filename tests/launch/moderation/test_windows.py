@@ -31,7 +31,7 @@ def test_the_largest_score_of_each_category_counts():
 
 @pytest.mark.parametrize(("n", "most"), [(1, 700), (3, 400), (20, 700), (500, 700), (40, 1500)])
 def test_batches_have_little_padding(n, most):
-    """In `order`, consecutive sequences fill rows; a tenth of the tokens of all batches is padding at most."""
+    """In `order`, consecutive sequences fill rows; of the tokens of all batches at most 15% are padding."""
     lengths = np.random.default_rng(n).integers(1, most, size=n).tolist()
     shape = batch_shape(lengths, batch_tokens=4096, multiple=4)
     assert sorted(shape.order) == list(range(n))
@@ -40,9 +40,19 @@ def test_batches_have_little_padding(n, most):
     n_batches = -(-len(rows) // shape.rows_at_once)
     tokens = n_batches * shape.rows_at_once * shape.row_tokens
     assert shape.rows_at_once * shape.row_tokens <= max(4096, shape.row_tokens)
-    assert tokens <= 1.1 * sum(lengths) + 4
+    assert tokens <= 1.15 * sum(lengths) + 64
 
 
 def test_data_ranks_share_the_rows():
     shape = batch_shape([600] * 5, batch_tokens=10**6, data_size=2)
-    assert (shape.row_tokens, shape.rows_at_once) == (600, 3)
+    assert (shape.row_tokens, shape.rows_at_once) == (640, 3)
+
+
+def test_a_server_meets_few_shapes():
+    draw = np.random.default_rng(0)
+    shapes = set()
+    for _ in range(500):
+        lengths = draw.integers(1, 300, size=draw.integers(1, 30)).tolist()
+        found = batch_shape(lengths, batch_tokens=2048)
+        shapes.add((found.row_tokens, found.rows_at_once))
+    assert len(shapes) < 60
