@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from gpt.moderation.label_files import read_labelled
 from gpt.moderation.labels import LabelledText, label_matrix, merged
 from gpt.moderation.score_files import all_scores
 from gpt.moderation.taxonomy import Taxonomy, read_taxonomy, shipped_taxonomies
+
+if TYPE_CHECKING:
+    from launch.moderation.classifier import OpenedClassifier
 
 THRESHOLD = 0.5
 
@@ -53,6 +57,32 @@ def read_version(path: Path, taxonomy: Taxonomy, *, name: str, thresholds: Mappi
     batch = all_scores([path], taxonomy.ids)
     chosen = tuple(thresholds.get(one, THRESHOLD) for one in taxonomy.ids)
     return ScoredVersion(name, dict(zip(batch.ids, batch.scores, strict=True)), chosen, summary_of(path))
+
+
+def open_runs(paths: Sequence[Path]) -> "dict[Path, OpenedClassifier]":
+    """Open those of the paths that are folders: runs, on this process alone. ConfigError: no classifier run."""
+    found = {}
+    for path in paths:
+        if path.is_dir():
+            from launch.moderation.open_run import load_classifier  # with torch, which score files do not need
+
+            found[path] = load_classifier(path, packs=True)
+    return found
+
+
+def score_run(run: "OpenedClassifier", labels: Sequence[Path], taxonomy: Taxonomy, *, name: str) -> ScoredVersion:
+    """Score the labelled texts with a run, by its own calibration and thresholds.
+
+    ConfigError: its categories are not those of the taxonomy.
+    """
+    if run.categories != taxonomy.ids:
+        raise ConfigError(
+            f"{name} has the categories of {run.taxonomy.label}, not of {taxonomy.label}. Use one of them."
+        )
+    texts = {one.id: one.text for path in labels for one in read_labelled(path, taxonomy) if one.labels}
+    scores = dict(zip(texts, run.scores(list(texts.values())), strict=True))
+    chosen = tuple(run.thresholds.get(one, THRESHOLD) for one in taxonomy.ids)
+    return ScoredVersion(name, scores, chosen, {"model": run.version})
 
 
 def compare(versions: Sequence[ScoredVersion], labels: Sequence[Path], taxonomy: Taxonomy) -> ComparedVersions:
@@ -95,10 +125,17 @@ def summary_of(path: Path) -> dict[str, Any]:
     return read_json_object(summary) if summary.is_file() else {}
 
 
-def find_taxonomy(given: Path | None, scores: Sequence[Path]) -> Taxonomy:
-    """The taxonomy that is named, else the shipped one with the digest of a summary. ConfigError: neither is there."""
+def find_taxonomy(
+    given: Path | None, scores: Sequence[Path], runs: "Mapping[Path, OpenedClassifier]" = MappingProxyType({})
+) -> Taxonomy:
+    """The taxonomy that is named, else that of a run, else the shipped one with the digest of a summary.
+
+    ConfigError: there is none.
+    """
     if given is not None:
         return read_taxonomy(given)
+    if runs:
+        return next(iter(runs.values())).taxonomy
     digests = {summary_of(path).get("taxonomy_digest") for path in scores}
     for shipped in shipped_taxonomies().values():
         taxonomy = read_taxonomy(shipped)

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich import box
@@ -19,14 +19,25 @@ from launch.moderation_report.page import ReportParts, moderation_page
 from launch.moderation_report.plots import interval_text
 from launch.moderation_report.probes import probes_of
 from launch.moderation_report.rounds import Round, read_rounds
-from launch.moderation_report.versions import compare, find_taxonomy, read_thresholds, read_version
+from launch.moderation_report.versions import (
+    compare,
+    find_taxonomy,
+    open_runs,
+    read_thresholds,
+    read_version,
+    score_run,
+)
 from launch.processes.terminal import printable, table_console
 from launch.reports.written import add_json_option, check_destination, json_destination, write_page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "scores", type=Path, nargs="+", metavar="SCORES", help="the file of `moderate score` of one or two versions"
+        "scores",
+        type=Path,
+        nargs="+",
+        metavar="SCORES",
+        help="one or two versions: files of `moderate score`, or runs, which score the texts on this process",
     )
     parser.add_argument(
         "--labels", type=Path, nargs="+", required=True, metavar="FILE", help="labelled texts that trained no version"
@@ -40,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="thresholds.json of each version, or one for all (default: 0.5)",
+        help="thresholds.json of each version, or one for all (default: those of a run, 0.5 for scores)",
     )
     parser.add_argument(
         "--probes", type=Path, nargs="+", default=[], metavar="FILE", help="files that `moderate probe --json` wrote"
@@ -68,14 +79,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
-    taxonomy = find_taxonomy(args.taxonomy, args.scores)
+    runs = open_runs(args.scores)
+    taxonomy = find_taxonomy(args.taxonomy, args.scores, runs)
     with json_destination(args.json) as emit:
         names = [without_ending(name) for name in model_names(args.scores)]
-        files = [*args.thresholds, *args.thresholds] if len(args.thresholds) == 1 else args.thresholds or [None, None]
-        versions = [
-            read_version(path, taxonomy, name=name, thresholds=read_thresholds(file, taxonomy))
-            for path, name, file in zip(args.scores, names, files, strict=False)
-        ]
+        files = args.thresholds * len(names) if len(args.thresholds) == 1 else args.thresholds or [None] * len(names)
+        versions = []
+        for path, name, file in zip(args.scores, names, files, strict=True):
+            given = read_thresholds(file, taxonomy)
+            version = (
+                score_run(runs[path], args.labels, taxonomy, name=name)
+                if path in runs
+                else read_version(path, taxonomy, name=name, thresholds=given)
+            )
+            chosen = tuple(given.get(one, old) for one, old in zip(taxonomy.ids, version.thresholds, strict=True))
+            versions.append(replace(version, thresholds=chosen))
         compared = compare(versions, args.labels, taxonomy)
         probes = probes_of(args.probes, [one.model for one in versions])
         rounds = rounds_of(args, taxonomy)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from gpt.errors import ConfigError
-from launch.moderation_report.versions import compare, find_taxonomy, read_thresholds, read_version
+from launch.moderation_report.versions import (
+    compare,
+    find_taxonomy,
+    open_runs,
+    read_thresholds,
+    read_version,
+    score_run,
+)
 
 
 def version_of(made, openai, name="first"):
@@ -54,3 +61,18 @@ def test_wrong_thresholds_are_refused(openai, tmp_path, value):
     (tmp_path / "thresholds.json").write_text(json.dumps(value))
     with pytest.raises(ConfigError, match=r"thresholds\.json"):
         read_thresholds(tmp_path / "thresholds.json", openai)
+
+
+def test_a_run_scores_the_texts_and_brings_its_taxonomy(classifier_run, openai):
+    runs = open_runs([classifier_run.run, classifier_run.folder / "validation.jsonl"])
+    labels = [classifier_run.folder / "validation.jsonl"]
+    taxonomy = find_taxonomy(None, [classifier_run.run], runs)
+    assert taxonomy.ids == ("F", "F2", "T")
+    version = score_run(runs[classifier_run.run], labels, taxonomy, name="run")
+    compared = compare([version], labels, taxonomy)
+    texts = {line["id"]: line["text"] for line in map(json.loads, labels[0].read_text().splitlines())}
+    want = runs[classifier_run.run].scores([texts[one] for one in compared.ids])
+    np.testing.assert_allclose(compared.scores(version), want, atol=1e-6)
+    assert version.model == runs[classifier_run.run].version
+    with pytest.raises(ConfigError, match="has the categories of fruit 1, not of openai 1"):
+        score_run(runs[classifier_run.run], labels, openai, name="run")
