@@ -4,7 +4,9 @@ The classes of transformers have one linear layer without bias at the end. A hea
 exported to them; any other needs a model class of its own, which the folder then contains.
 """
 
+import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -84,14 +86,14 @@ def export_classifier(classifier: OpenedClassifier, output: Path, *, with_code: 
         _write_json(folder / "config.json", settings)
         _write_json(folder / "thresholds.json", dict(classifier.thresholds))
         (folder / "README.md").write_text(card, encoding="utf-8")
-        error, n_texts = compare(classifier, folder, trust=bool(obstacle))
+        error, n_texts = compare(classifier, folder, has_code=bool(obstacle))
         if error > TOLERANCE:
             raise RuntimeError(f"{folder}: scores differ from ours by {error:.1e}, more than {TOLERANCE:.0e}")
     name = settings["architectures"][0]
     return ExportedFolder(output, name, bool(obstacle), error, n_texts)
 
 
-def compare(classifier: OpenedClassifier, folder: Path, *, trust: bool) -> tuple[float, int]:
+def compare(classifier: OpenedClassifier, folder: Path, *, has_code: bool) -> tuple[float, int]:
     """The largest difference of probabilities between the folder in transformers and ours, and the number of texts.
 
     They are compared in padded batches; texts of several windows are left out.
@@ -99,9 +101,9 @@ def compare(classifier: OpenedClassifier, folder: Path, *, trust: bool) -> tuple
     transformers = import_extra("transformers", extra="hf")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    options = {"local_files_only": True, "trust_remote_code": trust}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **options)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    loader = _own_class(folder) if has_code else transformers.AutoModelForSequenceClassification
+    model = loader.from_pretrained(folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
     largest, texts = 0.0, _sample_texts()
     fits = [n == 1 for n in classifier.n_windows(classifier.encoded(texts))]
     texts = [text for text, one in zip(texts, fits, strict=True) if one]
@@ -113,6 +115,17 @@ def compare(classifier: OpenedClassifier, folder: Path, *, trust: bool) -> tuple
         found = torch.sigmoid(logits.double()).numpy()
         largest = max(largest, float(np.abs(found - classifier.scores(some)).max()))
     return largest, len(texts)
+
+
+def _own_class(folder: Path) -> Any:
+    """The model class in the folder. It is our asset, written there a moment ago: no stranger's code runs."""
+    spec = importlib.util.spec_from_file_location(CODE.removesuffix(".py"), folder / CODE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # transformers looks a model's module up there
+    spec.loader.exec_module(module)
+    return module.TriaxialClassifier
 
 
 def _parts(classifier: OpenedClassifier) -> tuple[LocalScorer, Classifier]:
