@@ -40,10 +40,17 @@ def read_tweets():
     return [row["tweet"] for row in rows], np.array([row["class"] == "0" for row in rows])
 
 
-def tf_idf(texts):
+def tf_idf(texts, *, letters):
+    from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    return TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True).fit_transform(texts)
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True).fit_transform(texts)
+    if not letters:
+        return words
+    pieces = TfidfVectorizer(
+        analyzer="char_wb", ngram_range=(3, 4), min_df=5, sublinear_tf=True, max_features=40_000
+    ).fit_transform(texts)
+    return hstack([words, pieces]).tocsr()
 
 
 def split(y, seed):
@@ -161,12 +168,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--features", type=Path)
+    parser.add_argument("--letters", action="store_true", help="TF-IDF of 3 and 4 letters too")
     parser.add_argument("--peer", type=Path, help="a Python with small-text")
     parser.add_argument("--json", type=Path, help="write all curves")
     parser.add_argument("--only-peer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     texts, y = read_tweets()
-    x = tf_idf(texts) if args.features is None else np.load(args.features).astype(np.float32)
+    x = tf_idf(texts, letters=args.letters) if args.features is None else np.load(args.features).astype(np.float32)
     if args.only_peer:
         results = [measure(f"small-text {name}", small_text(name, x, y), x, y, args.seeds) for name in PEERS]
         args.json.write_text(json.dumps(results))
@@ -177,6 +185,7 @@ def main():
             path = Path(folder) / "peer.json"
             command = [args.peer, __file__, "--only-peer", "--seeds", str(args.seeds), "--json", path]
             features = [] if args.features is None else ["--features", args.features]
+            features += ["--letters"] if args.letters else []
             subprocess.run([*command, *features], check=True, env={**os.environ, "PYTHONPATH": ""})
             results += json.loads(path.read_text())
     show(results)
