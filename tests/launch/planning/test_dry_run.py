@@ -117,7 +117,10 @@ def high_water_marks(process):
         (["--dry-run", "--ranks", "8", "--rank", "8"], ["--rank 8 is invalid", "from 0 to 7"]),
         (["--dry-run", "--rank", "-1"], ["--rank -1"]),
         (["--dry-run", "--ranks", "0"], ["--ranks 0", "at least 1"]),
-        (["--dry-run", "--ranks", "3", "--parallel.tensor", "2"], ["parallel.tensor 2", "3 processes"]),
+        (
+            ["--dry-run", "--ranks", "3", "--parallel.tensor", "2"],
+            ["--ranks 3 is invalid", "parallel.tensor 2", "Use --ranks 2 or 4"],
+        ),
         (["--dry-run", "--resume"], ["--dry-run", "--resume"]),
         (["--dry-run", "--no-resume"], ["--dry-run", "--no-resume"]),
         (["--dry-run", "--nproc", "2"], ["--nproc", "--ranks 2"]),

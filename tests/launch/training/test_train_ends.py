@@ -60,7 +60,7 @@ def test_a_target_loss_ends_a_run_at_the_evaluation_that_reaches_it(tiny_corpus,
 def test_a_run_stops_when_its_time_is_over_and_goes_on_later(tiny_corpus, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(tiny_corpus, run, "--train.stop_after_s", 1e-6) == 0
-    assert "stopped after train.stop_after_s = 1e-06, 512 tokens in 1 steps" in capsys.readouterr().out
+    assert "stopped after train.stop_after_s = 1e-06, 512 tokens in 1 step" in capsys.readouterr().out
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000001"]
     assert train(tiny_corpus, run, "--train.total_tokens", 1024) == 0
     assert [line["step"] for line in lines(run / "metrics.jsonl") if "loss" in line] == [1, 2]
