@@ -200,14 +200,13 @@ def verdict(report: ParityReport) -> str:
     """Say in one line whether all layouts agree with one process."""
     if report.failures:
         failed = sum(bool(row_failures(row, report.tolerances)) for row in report.rows)
-        follow = "1 failure follows" if len(report.failures) == 1 else f"{len(report.failures)} failures follow"
-        return f"parity: FAILED: {failed} of {counted(len(report.rows), 'layout')} differ; {follow}"
+        failures = counted(len(report.failures), "failure")
+        return f"parity: FAILED: {failed} of {counted(len(report.rows), 'layout')} differ; {failures} below"
     found, allowed = report.rows, report.tolerances
     loss = largest(difference for row in found for difference in row.loss_differences)
     gradient = largest(row.largest_gradient_difference for row in found)
-    agree = "the layout agrees" if len(found) == 1 else f"all {len(found)} layouts agree"
     return (
-        f"parity: PASSED: {agree} with one process: loss within {loss:.1e} (tolerance "
+        f"parity: PASSED: {'the layout agrees' if len(found) == 1 else f'all {len(found)} layouts agree'} with one process: loss within {loss:.1e} (tolerance "
         f"{allowed.loss:g}), gradients of step 1 within {gradient:.1e} ({allowed.gradient:g}), same starting weights"
     )
 

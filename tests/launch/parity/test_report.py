@@ -117,7 +117,7 @@ def test_the_verdict_is_one_line() -> None:
     )
     assert verdict(report(GOOD, BAD)) == "parity: FAILED: 1 of 2 layouts differ; 3 failures follow"
     stopped = verdict(report(GOOD, stopped_by="a rank died"))
-    assert stopped == "parity: FAILED: 0 of 1 layout differ; 1 failure follows"
+    assert stopped == "parity: FAILED: 0 of 1 layout differ; 1 failure below"
 
 
 def test_parity_json_has_the_figures_over_all_layouts_and_each_loss() -> None:
