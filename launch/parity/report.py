@@ -200,13 +200,12 @@ def verdict(report: ParityReport) -> str:
     """Say in one line whether all layouts agree with one process."""
     if report.failures:
         failed = sum(bool(row_failures(row, report.tolerances)) for row in report.rows)
-        failures = counted(len(report.failures), "failure")
-        return f"parity: FAILED: {failed} of {counted(len(report.rows), 'layout')} differ; {failures} below"
+        return f"parity: FAILED: {failed} of {len(report.rows)} layouts differ; {len(report.failures)} failures follow"
     found, allowed = report.rows, report.tolerances
     loss = largest(difference for row in found for difference in row.loss_differences)
     gradient = largest(row.largest_gradient_difference for row in found)
     return (
-        f"parity: PASSED: {'the layout agrees' if len(found) == 1 else f'all {len(found)} layouts agree'} with one process: loss within {loss:.1e} (tolerance "
+        f"parity: PASSED: all {len(found)} layouts agree with one process: loss within {loss:.1e} (tolerance "
         f"{allowed.loss:g}), gradients of step 1 within {gradient:.1e} ({allowed.gradient:g}), same starting weights"
     )
 

@@ -24,7 +24,7 @@ def page(*rows: Row) -> str:
 
 def test_a_passing_page_has_every_layout_and_no_failure() -> None:
     text = page(row("tensor=2", 1e-7, {"a.weight": 1e-8, "b.weight": 3e-6}))
-    assert "parity: PASSED: the layout agrees" in text
+    assert "parity: PASSED: all 1 layouts agree" in text
     assert "<b>mine" not in text
     assert "needs &lt;CUDA&gt;" in text
     assert text.index("b.weight") < text.index("a.weight"), "the largest difference comes first"

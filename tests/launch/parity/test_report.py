@@ -112,12 +112,12 @@ def test_the_table_has_a_line_per_layout_and_the_reasons_once(capsys: pytest.Cap
 
 def test_the_verdict_is_one_line() -> None:
     assert verdict(report(GOOD)) == (
-        "parity: PASSED: the layout agrees with one process: loss within 4.0e-06 (tolerance 1e-05), gradients of "
+        "parity: PASSED: all 1 layouts agree with one process: loss within 4.0e-06 (tolerance 1e-05), gradients of "
         f"step 1 within {GOOD.largest_gradient_difference:.1e} ({TOLERANCES.gradient:g}), same starting weights"
     )
     assert verdict(report(GOOD, BAD)) == "parity: FAILED: 1 of 2 layouts differ; 3 failures follow"
     stopped = verdict(report(GOOD, stopped_by="a rank died"))
-    assert stopped == "parity: FAILED: 0 of 1 layout differ; 1 failure below"
+    assert stopped == "parity: FAILED: 0 of 1 layouts differ; 1 failures follow"
 
 
 def test_parity_json_has_the_figures_over_all_layouts_and_each_loss() -> None:
