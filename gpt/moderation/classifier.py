@@ -24,7 +24,15 @@ from gpt.moderation.loss import ClassifierLoss
 from gpt.moderation.taxonomy import Taxonomy
 from gpt.moderation.wdat import Critic, clip_critic
 from gpt.token_files.corpus import describe_corpus
-from gpt.token_files.label_states import NEGATIVE, POSITIVE, UNKNOWN, decode_states, label_tokens
+from gpt.token_files.label_states import (
+    NEGATIVE,
+    POSITIVE,
+    UNKNOWN,
+    States,
+    decode_states,
+    label_tokens,
+    with_descendants,
+)
 from gpt.training.objective import positions_of
 
 LABELS = "labels"  # the stream
@@ -49,7 +57,11 @@ class Classifier:
 
     def batch(self, samples: Samples) -> Batch:
         """Inputs (n, t), and targets (n, t, c) int8: the states of the labels at the last token of each text, IGNORE
-        elsewhere. Attention and positions restart at each text."""
+        elsewhere. Attention and positions restart at each text.
+
+        With `parents`, a negative category makes its unknown descendants negative. Otherwise a child without labels
+        would keep its first logit, and through the maximum its parent too.
+        """
         if samples.segment_ids is None:
             raise _by_window()
         texts = torch.from_numpy(samples.segment_ids)
@@ -59,8 +71,9 @@ class Classifier:
         codes, of_texts = torch.from_numpy(samples.stream(LABELS, default=0)), []
         for back in range(label_tokens(self.n_categories)):
             at = (column - back).clamp(min=0)
-            of_texts.append(torch.where(segments[row, at] == segments[row, column], codes[row, at], 0))
-        states = decode_states(torch.stack(of_texts, dim=-1).numpy(), self.n_categories)
+            is_inside = (segments[row, at] == segments[row, column]) & (column >= back)
+            of_texts.append(torch.where(is_inside, codes[row, at], 0))
+        states = self._states(torch.stack(of_texts, dim=-1).numpy())
         targets = torch.full((*segments.shape, self.n_categories), IGNORE, dtype=torch.int8)
         targets[row, column] = torch.from_numpy(states)
         return Batch(
@@ -120,6 +133,11 @@ class Classifier:
         """Clip the critic of WDAT."""
         clip_critic(parameters, self.config.critic_clip)
 
+    def _states(self, codes: NDArray[np.int64]) -> States:
+        """The states (n, c) of texts from the values (n, k) of their last tokens. ValueError: of other categories."""
+        states = decode_states(codes, self.n_categories)
+        return with_descendants(states, self.config.read.parents) if self.config.parents else states
+
     def _check_taxonomy(self, files: CorpusFiles) -> None:
         """ConfigError if the labels were written with other categories."""
         described = (describe_corpus(files.tokens.prefix) or {}).get(LABELS)
@@ -145,9 +163,7 @@ class Classifier:
             codes = stream.read(int(part[0]), int(part[-1])).astype(np.int64)
             ends = part[1:][np.diff(part) >= k] - part[0]
             try:
-                states = decode_states(
-                    np.stack([codes[ends - 1 - back] for back in range(k)], axis=-1), counts.shape[1]
-                )
+                states = self._states(np.stack([codes[ends - 1 - back] for back in range(k)], axis=-1))
             except ValueError as error:
                 raise ConfigError(
                     f"corpus '{files.name}', stream '{LABELS}': {error} of taxonomy '{self.config.read.label}'. "

@@ -77,17 +77,15 @@ def mean_over_text(values: Tensor, positions: Tensor | None) -> Tensor:
 def constrained(logits: Tensor, parents: Sequence[int], known: Tensor | None = None) -> Tensor:
     """Logits (..., c) in which each category has at least those of its children.
 
-    `parents`: the position of each category's parent, -1 without one. With `known` (..., c), a gradient reaches a
-    child's logit only where the child's own label is known: a missing label teaches nothing.
+    `parents`: the position of each category's parent, -1 without one. With `known` (..., c), as for a loss, a child
+    whose label is unknown is left out of the maximum: it learns nothing, and does not keep its parent from learning.
     """
-    columns = list(logits.unbind(-1))
+    columns = list((logits if known is None else logits.where(known, -torch.inf)).unbind(-1))
     for child in _children_first(parents):
         parent = parents[child]
-        own = columns[child]
-        if known is not None:
-            own = torch.where(known[..., child], own, own.detach())
-        columns[parent] = torch.maximum(columns[parent], own)
-    return torch.stack(columns, dim=-1)
+        columns[parent] = torch.maximum(columns[parent], columns[child])
+    found = torch.stack(columns, dim=-1)
+    return found if known is None else found.where(known, logits)
 
 
 def _children_first(parents: Sequence[int]) -> list[int]:

@@ -39,19 +39,19 @@ class LabelledText:
 
 def text_id(text: str) -> str:
     """The id of a text that has none: the first 16 hex digits of the sha256 of its NFC form in UTF-8."""
-    return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()[:16]
+    return hashlib.sha256(_nfc(text).encode()).hexdigest()[:16]
 
 
 def merged(texts: Iterable[LabelledText], *, rule: VoteRule = "majority") -> list[LabelledText]:
     """One text for each id, in the order of their first lines. `rule`: as for `vote`; ties are unknown.
 
     The last line of a labeller about a text replaces his earlier ones. Lines without a labeller all count. Severities
-    are the lower median. ConfigError: two texts have one id.
+    are the lower median. ConfigError: two texts, in NFC, have one id.
     """
     by_id: dict[str, list[LabelledText]] = {}
     for one in texts:
         lines = by_id.setdefault(one.id, [])
-        if lines and lines[0].text != one.text:
+        if lines and lines[0].text != one.text and _nfc(lines[0].text) != _nfc(one.text):
             raise ConfigError(
                 f"id = '{one.id}' is invalid: two different texts have it. Leave ids out: they are then made of texts"
             )
@@ -59,6 +59,10 @@ def merged(texts: Iterable[LabelledText], *, rule: VoteRule = "majority") -> lis
             lines[:] = [line for line in lines if line.labeller != one.labeller]
         lines.append(one)
     return [_merge(lines, rule) for lines in by_id.values()]
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _merge(lines: Sequence[LabelledText], rule: VoteRule) -> LabelledText:

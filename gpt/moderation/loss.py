@@ -21,9 +21,9 @@ class ClassifierLoss:
 
     `batch.targets` (b, t, c): at the last token of a text the state of each label, IGNORE elsewhere. `weights`: of the
     positive labels of each category. `parents`: the position of each category's parent, -1 without one; with
-    `constrain` it has at least the logits of its children. With `mean`, the outputs of a text are the means over its
-    tokens. With `adversarial`, texts without a known label are the target domain, and the loss has the term -distance
-    for each known label of a micro-batch (see gpt.moderation.wdat).
+    `constrain` it has at least the logits of its children whose labels are known. With `mean`, the outputs of a text
+    are the means over its tokens. With `adversarial`, texts without a known label are the target domain, and the loss
+    has the term -distance for each known label of a micro-batch (see gpt.moderation.wdat).
 
     An evaluation shows `loss_ID` of each category, and `violations`, the share of pairs of a text and a category with a
     parent where the head's own logit of the child is larger than the parent's; training and evaluation show `distance`.

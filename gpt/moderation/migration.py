@@ -9,7 +9,8 @@ from gpt.moderation.taxonomy import Migration, Taxonomy
 
 
 def check_complete(old: Taxonomy, new: Taxonomy) -> None:
-    """ConfigError: the migration of `new` names categories that `old` lacks, or leaves some of its categories out."""
+    """ConfigError: the migration of `new` names categories that `old` lacks, leaves some of its categories out, or
+    puts labels into one that stays."""
     migration = migration_of(new)
     if old.label != f"{new.name} {migration.from_version}":
         raise ConfigError(f"{new.label} migrates from '{new.name} {migration.from_version}', not from '{old.label}'")
@@ -17,6 +18,12 @@ def check_complete(old: Taxonomy, new: Taxonomy) -> None:
     for name in named:
         if name not in old.ids:
             raise ConfigError(f"{new.label}: [migration] names '{name}', which is no category of {old.label}")
+    for name in _targets(migration):
+        if name in old.ids and name not in named:
+            raise ConfigError(
+                f"{new.label}: [migration] makes labels of '{name}', which {old.label} has too, so a text would "
+                f"have two. Merge both, merged = {{{name} = ['{name}', ...]}}, or use a new id"
+            )
     lost = [name for name in old.ids if name not in named and name not in new.ids]
     if lost:
         raise ConfigError(
@@ -72,6 +79,11 @@ def _migrate(one: LabelledText, migration: Migration, taxonomy: Taxonomy) -> Lab
 def _stays(name: str, migration: Migration) -> bool:
     """Whether a label keeps its value, under its own or a new name."""
     return name in migration.renamed or name not in _old_names(migration)
+
+
+def _targets(migration: Migration) -> list[str]:
+    """The new categories whose labels come from others."""
+    return [*migration.renamed.values(), *migration.merged, *(name for new in migration.split.values() for name in new)]
 
 
 def _old_names(migration: Migration) -> set[str]:

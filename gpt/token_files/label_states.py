@@ -69,6 +69,18 @@ def with_ancestors(states: States, parents: Sequence[int]) -> States:
     return filled
 
 
+def with_descendants(states: States, parents: Sequence[int]) -> States:
+    """The states (..., c) in which a negative category makes its unknown descendants negative: it contains them."""
+    filled = states.copy()
+    for child in range(len(parents)):
+        parent = parents[child]
+        while parent >= 0:
+            fill = (states[..., parent] == NEGATIVE) & (filled[..., child] == UNKNOWN)
+            filled[..., child] = np.where(fill, NEGATIVE, filled[..., child])
+            parent = parents[parent]
+    return filled
+
+
 def contradictions(states: States, parents: Sequence[int]) -> NDArray[np.bool_]:
     """Whether a category is positive and one of its ancestors is negative: (..., c) to (..., c), marks the child."""
     found = np.zeros(states.shape, dtype=np.bool_)

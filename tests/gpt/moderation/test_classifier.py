@@ -67,6 +67,21 @@ def test_targets_stand_at_the_last_token_of_each_text(labelled):
     assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 0, 0, 0, 0, 0]]
 
 
+@pytest.mark.parametrize("parents", [True, False])
+def test_a_negative_category_makes_its_unknown_descendants_negative(parents):
+    """Else labels of a parent alone would leave its children, and by the maximum the parent, at their first logits."""
+    rows = [{**one, "parent": f"C{i - 1}"} if i in (1, 2) else one for i, one in enumerate(TAXONOMY["category"][:4])]
+    content = json.dumps({**TAXONOMY, "category": rows})
+    objective = ClassifierConfig(taxonomy_content=content, parents=parents).build(z_loss=0.0)
+    states = np.array([[1, 0, 0, 0], [2, 0, 0, 0], [2, 1, 0, 2], [0, 0, 0, 1]])
+    stream = np.zeros((1, 9), np.int64)
+    stream[0, 1:8:2] = encode_states(states)[:, 0]
+    ids = np.array([[0, 0, 1, 1, 2, 2, 3, 3, PADDING]])
+    batch = objective.batch(Samples(np.zeros((1, 9), np.int64), ids, {"labels": stream}, {"labels": np.array([8])}))
+    filled = [[1, 1, 1, 0], [2, 0, 0, 0], [2, 1, 1, 2], [0, 0, 0, 1]]
+    assert batch.targets[0, 1:8:2].tolist() == (filled if parents else states.tolist())
+
+
 def test_a_row_of_texts_gives_each_the_logits_that_it_has_alone():
     for attention in ("causal", "full"):
         objective = config(attention=attention).build(z_loss=0.0)

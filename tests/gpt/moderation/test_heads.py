@@ -68,11 +68,16 @@ def test_a_parent_has_at_least_the_logit_of_each_descendant():
     assert torch.equal(found[:, 2:], logits[:, 2:])
 
 
-def test_a_child_whose_label_is_unknown_learns_nothing_from_its_parent():
+def test_a_child_whose_label_is_unknown_learns_nothing_and_its_parent_learns():
     logits = torch.tensor([[0.0, 1.0, 2.0, 0.0]], requires_grad=True)
     known = torch.tensor([[True, False, False, True]])
     (gradient,) = torch.autograd.grad(constrained(logits, PARENTS, known)[..., 0].sum(), logits)
-    assert not gradient.any()
+    assert gradient.tolist() == [[1, 0, 0, 0]]
+    known[0, 2] = True  # a grandchild
+    found = constrained(logits, PARENTS, known)
+    assert found.tolist() == [[2, 1, 2, 0]]
+    (gradient,) = torch.autograd.grad(found[..., 0].sum(), logits)
+    assert gradient.tolist() == [[0, 0, 1, 0]]
     (gradient,) = torch.autograd.grad(constrained(logits, PARENTS, torch.ones_like(known))[..., 0].sum(), logits)
     assert gradient.tolist() == [[0, 0, 1, 0]]
 

@@ -52,6 +52,12 @@ def test_severities_are_the_lower_median():
     assert merged(levels)[0].severity == {"A": 3}
 
 
+def test_the_two_forms_of_one_text_are_merged():
+    forms = ["caf\u00e9", "cafe\u0301"]  # composed and decomposed
+    [found] = merged([LabelledText(text_id(text), text, {"A": True}, str(i)) for i, text in enumerate(forms)])
+    assert (found.text, found.labels) == (forms[0], {"A": True})
+
+
 def test_one_id_with_two_texts_is_refused():
     with pytest.raises(ConfigError, match="two different texts"):
         merged([LabelledText("x", "one", {}), LabelledText("x", "two", {})])

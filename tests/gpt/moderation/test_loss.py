@@ -29,7 +29,7 @@ def by_hand(logits, targets, *, gamma=0.0, constrain=True):
     """The sum and the number of known labels, label by label."""
     total, count = 0.0, 0
     for own, states in zip(logits.reshape(-1, 3).tolist(), targets.reshape(-1, 3).tolist(), strict=True):
-        shown = [max(own[0], own[1]), *own[1:]] if constrain else own
+        shown = [max(own[0], own[1]), *own[1:]] if constrain and states[1] > 0 else own
         for logit, state, weight in zip(shown, states, LOSS.weights, strict=True):
             if state > 0:
                 right = 1 / (1 + math.exp(-logit if state == 2 else logit))
@@ -66,6 +66,21 @@ def test_the_gradient_of_an_unknown_label_is_exactly_0(gamma):
     assert unknown.any()
     assert not gradient[unknown].any()
     assert gradient[~unknown].any()
+
+
+@pytest.mark.parametrize("state", [1, 2])
+def test_a_known_parent_learns_where_a_child_without_label_has_the_larger_logit(state):
+    logits = torch.tensor([[[-1.0, 0.5, 0.0]]], dtype=torch.float64, requires_grad=True)
+    batch = Batch(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[[state, 0, 0]]], dtype=torch.int8))
+    for loss in (LOSS, replace(LOSS, focal_gamma=2.0)):
+        found = loss(logits, batch).sum
+        (gradient,) = torch.autograd.grad(found, logits)
+        own = logits.detach()[..., :1].requires_grad_()
+        one = replace(batch, targets=batch.targets[..., :1])
+        alone = replace(loss, ids=("A",), weights=(1.0,), parents=(-1,))(own, one)
+        (expected,) = torch.autograd.grad(alone.sum, own)
+        assert found.item() == alone.sum.item()
+        assert gradient.flatten().tolist() == [expected.item(), 0, 0]
 
 
 def test_masked_rows_count_nothing():

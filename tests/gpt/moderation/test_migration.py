@@ -54,6 +54,18 @@ def test_a_part_may_keep_the_old_name():
     assert found.labels == {"keep": True}
 
 
+@pytest.mark.parametrize(
+    "rules", [{"renamed": {"a": "keep"}}, {"merged": {"keep": ["a", "b"]}}, {"split": {"a": ["keep", "right"]}}]
+)
+def test_labels_are_not_put_over_those_of_a_category_that_stays(rules):
+    removed = [name for name in OLD.ids if name not in ("keep", "a", *rules.get("merged", {}).get("keep", ()))]
+    with pytest.raises(
+        ConfigError, match=r"t 2: \[migration\] makes labels of 'keep', which t 1 has too, .*Merge both"
+    ):
+        check_complete(OLD, taxonomy(2, "keep", "right", **rules, removed=removed))
+    check_complete(OLD, taxonomy(2, "keep", merged={"keep": ["keep", "a"]}, removed=["old", "b", "wide", "gone"]))
+
+
 def test_gaps_and_strangers_are_refused():
     check_complete(OLD, NEW)
     with pytest.raises(ConfigError, match=r"says nothing about old, a, b, wide, gone of t 1"):

@@ -16,6 +16,7 @@ from gpt.token_files.label_states import (
     label_values,
     vote,
     with_ancestors,
+    with_descendants,
 )
 
 
@@ -56,6 +57,12 @@ def test_a_positive_child_fills_unknown_ancestors_and_contradicts_negative_ones(
     assert (with_ancestors(given, parents) == states("+++", "-++", "+-+", "++?", "??-")).all()
     found = contradictions(given, parents)
     assert found.tolist() == [[False] * 3, [False, False, True], [False, False, True], [False] * 3, [False] * 3]
+
+
+def test_a_negative_category_fills_unknown_descendants():
+    given = states("-??", "?-?", "-?+", "+??", "???", "-+?")
+    assert (with_descendants(given, (-1, 0, 1)) == states("---", "?--", "--+", "+??", "???", "-+-")).all()
+    assert (with_descendants(given, (1, 2, -1)) == states("-??", "--?", "-?+", "+??", "???", "-+?")).all()
 
 
 @pytest.mark.parametrize("c", [1, 8, 10, 11, 20, 37, MAX_CATEGORIES])
