@@ -38,8 +38,12 @@ class LabelledText:
 
 
 def text_id(text: str) -> str:
-    """The id of a text that has none: the first 16 hex digits of the sha256 of its NFC form in UTF-8."""
-    return hashlib.sha256(_nfc(text).encode()).hexdigest()[:16]
+    """The id of a text that has none: the first 16 hex digits of the sha256 of its NFC form in UTF-8.
+
+    Half of a surrogate pair, which JSON can express and UTF-8 cannot, counts as U+FFFD.
+    """
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return hashlib.sha256(_nfc(whole).encode()).hexdigest()[:16]
 
 
 def merged(texts: Iterable[LabelledText], *, rule: VoteRule = "majority") -> list[LabelledText]:

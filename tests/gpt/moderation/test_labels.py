@@ -31,6 +31,8 @@ def one(name: str, labeller: str = "", severity: dict[str, int] | None = None, *
 def test_the_id_is_that_of_the_nfc_form():
     assert text_id("e\u0301") == text_id("\u00e9") == hashlib.sha256("\u00e9".encode()).hexdigest()[:16]
     assert text_id("a") != text_id("b")
+    assert text_id("a\ud800") == text_id("a\ufffd"), "as the text is scored"
+    assert text_id("\U0001f600") == hashlib.sha256("\U0001f600".encode()).hexdigest()[:16]
 
 
 def test_labellers_are_merged_by_majority_and_ties_are_unknown():
