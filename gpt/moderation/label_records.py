@@ -10,7 +10,8 @@ from gpt.moderation.taxonomy import Taxonomy
 from gpt.token_files.label_states import NEGATIVE, POSITIVE, UNKNOWN, label_state
 
 TEXT_FIELDS = ("text", "prompt", "comment_text", "comment", "tweet")
-_MAX_NAME = 200  # characters of a labeller, a group or an id
+# Characters. An address may be a source or a group, and ids are as long as `moderate score` lets them be.
+_MAX_NAME, _MAX_ID, _MAX_SOURCE = 200, 1024, 1 << 13
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def labelled_text(values: Mapping[str, Any], taxonomy: Taxonomy, names: LabelMap
     if text is None:
         return None
     own = values.get(names.id or "id")
-    if own is not None and not (isinstance(own, (str, int)) and 0 < len(str(own)) <= _MAX_NAME):
-        raise ConfigError(f"{where}: {names.id or 'id'} is invalid: must be a text of at most {_MAX_NAME} characters")
+    if own is not None and not (isinstance(own, (str, int)) and 0 < len(str(own)) <= _MAX_ID):
+        raise ConfigError(f"{where}: {names.id or 'id'} is invalid: must be a text of at most {_MAX_ID} characters")
     return LabelledText(
         text_id(text) if own is None else str(own),
         text,
@@ -70,7 +71,7 @@ def labelled_text(values: Mapping[str, Any], taxonomy: Taxonomy, names: LabelMap
         _name(values.get("labeller"), "labeller", where=where),
         _groups(values.get("groups"), where=where),
         _severity(values.get("severity"), taxonomy, where=where),
-        _name(values.get("source"), "source", where=where),
+        _name(values.get("source"), "source", where=where, longest=_MAX_SOURCE),
     )
 
 
@@ -142,7 +143,7 @@ def _groups(given: Any, *, where: str) -> dict[str, str]:
     if not isinstance(given, Mapping):
         raise ConfigError(f'{where}: groups is invalid: must be an object of texts, such as {{"language": "en"}}')
     return {
-        _name(name, "groups", where=where): _name(value, f"groups.{name}", where=where)
+        _name(name, "groups", where=where): _name(value, f"groups.{name}", where=where, longest=_MAX_SOURCE)
         for name, value in given.items()
         if value is not None
     }
@@ -162,11 +163,11 @@ def _severity(given: Any, taxonomy: Taxonomy, *, where: str) -> dict[str, int]:
     return known
 
 
-def _name(value: Any, key: str, *, where: str) -> str:
+def _name(value: Any, key: str, *, where: str, longest: int = _MAX_NAME) -> str:
     if value is None:
         return ""
-    if not isinstance(value, str) or len(value) > _MAX_NAME:
-        raise ConfigError(f"{where}: {key[:40]} is invalid: must be a text of at most {_MAX_NAME} characters")
+    if not isinstance(value, str) or len(value) > longest:
+        raise ConfigError(f"{where}: {key[:40]} is invalid: must be a text of at most {longest} characters")
     return value
 
 

@@ -50,7 +50,7 @@ def read_texts(paths: Sequence[Path]) -> TextsToLabel:
             continue
         given = record.get("id")
         found = TextToLabel(
-            given if isinstance(given, str) and given else text_id(text),
+            str(given) if _is_id(given) else text_id(text),
             text,
             {key: record[key] for key in COPIED if record.get(key) is not None},
         )
@@ -73,6 +73,11 @@ def _records(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
         for place, record in read_records(path):
             groups = groups_of(record, where=f"{path}, {place}")
             yield {**record, "groups": groups or None}
+
+
+def _is_id(value: Any) -> bool:
+    """Whether an id is a text or a whole number, as all readers of labels and scores take it."""
+    return isinstance(value, str | int) and not isinstance(value, bool) and str(value) != ""
 
 
 def _is_unicode(text: str) -> bool:

@@ -57,6 +57,12 @@ def test_fields_and_classes_are_mapped():
         assert (found.labels, found.id) == (labels, "12")
 
 
+def test_ids_and_addresses_may_be_as_long_as_in_files_of_scores():
+    address = "https://" + "x" * 2000
+    found = read({"text": SECRET, "id": "y" * 1024, "source": address, "groups": {"page": address}, "labels": {}})
+    assert (len(found.id), found.source, found.groups) == (1024, address, {"page": address})
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -68,7 +74,8 @@ def test_fields_and_classes_are_mapped():
         ({"labels": {}, "taxonomy": "small 2"}, ["not 'small 3'", "migrate"]),
         ({"labels": {}, "labeller": 3}, ["labeller"]),
         ({"labels": {}, "id": ""}, ["id is invalid"]),
-        ({"labels": {}, "id": "x" * 201}, ["id is invalid", "200"]),
+        ({"labels": {}, "id": "x" * 1025}, ["id is invalid", "1024"]),
+        ({"labels": {}, "labeller": "x" * 201}, ["labeller is invalid", "200"]),
         ({"labels": {}, "groups": ["en"]}, ["groups"]),
         ({"labels": {}, "groups": {"n": 1}}, ["groups.n"]),
         ({"labels": {}, "severity": {"X": 1}}, ["severity", "'X'"]),

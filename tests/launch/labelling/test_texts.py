@@ -23,6 +23,14 @@ def test_a_text_keeps_what_its_labels_repeat(tmp_path):
     assert found.texts[1].fields == {}
 
 
+def test_a_number_is_an_id_as_in_files_of_scores(tmp_path):
+    path = write(
+        tmp_path / "texts.jsonl", *({"id": given, "text": f"of {given}"} for given in (7, "8", "", True, None))
+    )
+    ids = [text.id for text in read_texts([path]).texts]
+    assert ids == ["7", "8", *(text_id(f"of {given}") for given in ("", True, None))]
+
+
 def test_each_text_is_asked_once_and_the_rest_is_counted(tmp_path):
     path = write(
         tmp_path / "texts.jsonl",
