@@ -8,6 +8,7 @@ from data_prep.documents.shards import DamagedShardError, read_shard
 from data_prep.documents.traces import Drop, read_trace
 from data_prep.execution.shard_runs import Steps, read_steps
 from data_prep.filters.moderation import STEP as MODERATION
+from data_prep.labels.read import READ as READ_LABELS
 from gpt.errors import ConfigError, did_you_mean
 
 EACH = 3  # examples of a step and reason
@@ -18,7 +19,7 @@ _SHOWN = 160  # characters
 class DropExample:
     """A dropped document. `text`: its beginning, "" if it never was text or the shard before the step is removed.
 
-    It is "" too for undesired content, unless exactly that step was asked for.
+    It is "" too for undesired content and labelled texts, unless exactly that step was asked for.
     """
 
     drop: Drop
@@ -64,6 +65,7 @@ def _of_stage(
     """Count the drops of a stage, and return examples. Reads a shard only for the texts of examples."""
     stage, found = about.done[number], list[DropExample]()
     before = about.done[number - 1].shards(work) if number else [None] * len(stage.names)
+    offensive = about.done[0].stage == READ_LABELS.name
     for trace, shard in list(zip(stage.traces(work), before, strict=True))[:most_shards]:
         wanted: dict[str, Drop] = {}
         for drop in read_trace(trace) if trace.exists() else ():
@@ -71,7 +73,9 @@ def _of_stage(
                 counts[drop.step, drop.reason] += 1
                 if counts[drop.step, drop.reason] <= EACH:
                     wanted[drop.id] = drop
-        shown = {name for name, drop in wanted.items() if drop.step != MODERATION or step == MODERATION}
+        shown = {
+            name for name, drop in wanted.items() if step == drop.step or not (offensive or drop.step == MODERATION)
+        }
         texts = _beginnings(shard, shown) if shard is not None and shown else {}
         found += [DropExample(drop, texts.get(name, "")) for name, drop in wanted.items()]
     return found

@@ -22,6 +22,7 @@ from data_prep.labels.config import LabelsConfig
 from data_prep.pipeline import prepare
 from data_prep.plan import plan
 from data_prep.recipe import OutputConfig, PrepareConfig
+from data_prep.reports.dropped import dropped_documents
 from data_prep.reports.explain import explain_file
 from data_prep.reports.table import show
 from gpt.errors import ConfigError
@@ -136,6 +137,10 @@ def test_labels_go_with_their_texts(tmp_path, make_tokenizer):
             }
     assert not verify(folder, n_threads=1).faults
     assert "labels: B: not both positive and negative labels in the training split" in screen
+    examples = dropped_documents(recipe.output.work_folder).examples
+    assert len(examples) > 5
+    assert not any(example.text for example in examples), "offensive texts appear for a named step only"
+    assert all(example.text for example in dropped_documents(recipe.output.work_folder, "dedup_exact").examples)
     page = (recipe.output.work_folder / "report.html").read_text()
     for text in texts:
         assert f">{text}<" not in page, "reports show no labelled text"
