@@ -52,7 +52,7 @@ class ScoreFile:
 
     @property
     def summary_path(self) -> Path:
-        return self.output.with_name(f"{self.stem}.summary.json")
+        return summary_path(self.output)
 
     @property
     def aside_path(self) -> Path:
@@ -114,6 +114,11 @@ class ScoreFile:
             self.aside_path.unlink(missing_ok=True)
         replace_file(self.summary_path, json.dumps(facts, indent=2) + "\n")
         self._progress.unlink(missing_ok=True)
+
+
+def summary_path(scores: Path) -> Path:
+    """The file with the summary of a file of scores. ConfigError: the name of `scores` has another ending."""
+    return scores.with_name(f"{stem_of(scores)}.summary.json")
 
 
 def stem_of(output: Path) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
+from gpt.files.json_files import read_json_object
 from gpt.moderation.measures.calibration import (
     KINDS,
     Calibrator,
@@ -24,6 +26,7 @@ from gpt.moderation.measures.ranking import Floats
 from gpt.moderation.measures.thresholds import Target, Threshold, choose_threshold
 from gpt.moderation.taxonomy import read_taxonomy
 from launch.moderation.loop.joined import joined, labelled_texts
+from launch.moderation.score_files import ENDINGS, summary_path
 from launch.processes.terminal import table_console
 from launch.reports.written import add_json_option, json_destination
 
@@ -58,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     target, wanted = _target(args)
     if not args.run.is_dir():
         raise ConfigError(f"RUN {args.run} is no directory. Name the run directory of a classifier.")
+    _check_raw(args.scores)
     taxonomy = read_taxonomy(args.taxonomy)
     found = joined(labelled_texts(args.labels, taxonomy), args.scores, taxonomy)
     calibration: dict[str, Any] = {}
@@ -78,6 +82,11 @@ def run(args: argparse.Namespace) -> int:
         replace_file(folder / "calibration.json", json.dumps(calibration, indent=2) + "\n")
         if target is not None:
             replace_file(folder / "thresholds.json", json.dumps(thresholds, indent=2) + "\n")
+        elif (folder / "thresholds.json").exists():
+            print(
+                "note: thresholds.json was chosen for the scores before this calibration, and stays. Choose again with "
+                "--precision or --recall, or remove it"
+            )
         table_console().print(_table(rows))
         for row in rows:
             if row["note"]:
@@ -85,6 +94,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(found.texts):,} labelled texts with scores; wrote {folder}")
         emit({"texts": len(found.texts), "kind": args.kind, "calibration": calibration, "categories": rows})
     return 0
+
+
+def _check_raw(paths: Sequence[Path]) -> None:
+    """ConfigError: scores are calibrated already, by their summary. A calibrator is applied to raw scores."""
+    for path in paths:
+        summary = summary_path(path) if path.name.endswith(ENDINGS) else None
+        if summary is not None and summary.exists() and read_json_object(summary).get("calibrated"):
+            raise ConfigError(
+                f"{path} holds calibrated scores, and a calibration is fitted to raw ones. Score the texts with "
+                f"`triaxial moderate score --raw`"
+            )
 
 
 def _target(args: argparse.Namespace) -> tuple[Target | None, float]:

@@ -51,6 +51,22 @@ def test_a_category_with_few_positives_stays_as_it_is(tmp_path, capsys):
     assert not (folder / "thresholds.json").exists()
 
 
+def test_scores_that_are_calibrated_are_refused(tmp_path, capsys):
+    command, _ = command_of(tmp_path, n=40)
+    for calibrated_already, status in ((True, 2), (False, 0)):
+        (tmp_path / "scores.summary.json").write_text(json.dumps({"calibrated": calibrated_already}))
+        assert main(command) == status
+        assert ("holds calibrated scores" in capsys.readouterr().err) == calibrated_already
+
+
+def test_thresholds_of_an_earlier_calibration_are_named(tmp_path, capsys):
+    command, _ = command_of(tmp_path)
+    assert main([*command, "--precision", "0.8"]) == 0
+    assert "thresholds.json" not in capsys.readouterr().out
+    assert main([*command, "--kind", "isotonic"]) == 0
+    assert "thresholds.json was chosen for the scores before this calibration" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
