@@ -124,6 +124,9 @@ def _csv(path: Path, file: BinaryIO, delimiter: str) -> Iterator[tuple[str, dict
 
     rows = csv.DictReader(lines(), delimiter=delimiter, strict=True)
     try:
+        names = rows.fieldnames or ()
+        if twice := next((name for name in names if name and names.count(name) > 1), None):
+            raise ConfigError(f"{path} has two columns with the name '{twice[:40]}'. Rename one")
         for values in rows:
             if None in values or None in values.values():  # more or fewer cells than names
                 raise ConfigError(
@@ -131,7 +134,7 @@ def _csv(path: Path, file: BinaryIO, delimiter: str) -> Iterator[tuple[str, dict
                 )
             yield f"line {last}", dict(values)
     except csv.Error as error:
-        raise ConfigError(f"{path}, line {last} is no CSV: {error}") from None
+        raise ConfigError(f"{path}, line {last} is no CSV: {error}. Mend it, or write JSON lines") from None
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:

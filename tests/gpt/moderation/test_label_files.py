@@ -68,6 +68,7 @@ def test_csv_tsv_and_parquet_give_the_same_texts(tmp_path):
         ("x.csv", b"text,H\nb\n", ["line 2 has another number of cells"]),
         ("x.csv", b'text,H\n"b"x,1\n', ["line 2 is no CSV"]),
         ("x.csv", b"text,H\n" + b"x" * 200_000 + b",1\n", ["line 2 is no CSV", "field limit"]),
+        ("x.csv", b"text,H,,H,\nb,1,,0,\n", ["two columns with the name 'H'", "Rename one"]),
         ("x.csv", b"a,H\nb,1\n", ["there is no field of a text", "fields are a, H"]),
         ("x.jsonl.gz", b"no gzip", ["cannot be unpacked"]),
         ("x.jsonl.gz", gzip.compress(b'{"text": "a", "H": 1}\n' * 1000)[:-20], ["cannot be unpacked"]),
