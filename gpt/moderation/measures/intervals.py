@@ -1,7 +1,7 @@
 """Confidence intervals of measures: bootstrap over texts, and exact intervals for rare classes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,8 +36,7 @@ def measure_interval(
         return Interval(math.nan, math.nan, math.nan)
     order = np.argsort(-score, kind="stable")  # sorted input makes the sort of every resample cheap
     label, score = label[order], score[order]
-    drawn = _weights(len(label), resamples, seed)
-    values = np.array([measure(label, score, weights) for weights in drawn])
+    values = np.array([measure(label, score, weights) for weights in _weights(len(label), resamples, seed)])
     return Interval(measure(label, score, ones), *_bounds(values, confidence))
 
 
@@ -113,9 +112,11 @@ def _bisect(is_below: Callable[[float], bool]) -> float:
     return (low + high) / 2
 
 
-def _weights(n: int, resamples: int, seed: int) -> list[Floats]:
+def _weights(n: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each text is in each resample, one at a time: all of 100,000 texts would need 800 MB."""
     rng = np.random.default_rng(seed)
-    return [np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64) for _ in range(resamples)]
+    for _ in range(resamples):
+        yield np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
 
 
 def _bounds(values: Floats, confidence: float) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """Exact intervals equal scipy's; bootstrap intervals cover and are reproducible."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -70,3 +71,14 @@ def test_the_difference_of_two_versions_is_paired():
     assert better.low > 0 or math.isnan(better.low)
     perfect = difference_interval(average_precision, labels, first, labels, resamples=100)
     assert perfect.low > 0
+
+
+def test_memory_does_not_grow_with_the_resamples():
+    labels = np.arange(1000) % 7 == 0
+    tracemalloc.start()
+    try:
+        measure_interval(lambda y, p, w: float(w @ y), labels.astype(float), np.linspace(0, 1, 1000), resamples=300)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 30 * 8 * 1000, "300 resamples of 1,000 texts in float64 are ten times that"
