@@ -209,8 +209,8 @@ def counted_step(engine, *, peaks):
     share = SEQUENCES // engine.data_size
     mine = tokens_of_step(0)[engine.data_rank * share : (engine.data_rank + 1) * share]
     batch = Batch(mine[:, :-1], mine[:, 1:])
-    if peaks:  # inputs and targets in one storage, as the dry run has them
-        batch = Batch(*[mine[:, 1:].contiguous()] * 2)
+    if peaks:  # inputs and targets in one storage and keys of rows, as the dry run has them
+        batch = Batch(*[mine[:, 1:].contiguous()] * 2, row_keys=torch.zeros(len(mine), dtype=torch.int32))
     peak = Peak(engine)
     with CollectiveCounter(engine.mesh) as counter, peak if peaks else nullcontext():
         engine.forward_backward(batch)
