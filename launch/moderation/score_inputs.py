@@ -118,7 +118,7 @@ def _of_fields(path: Path, inputs: ScoreInputs) -> Iterator[TextToScore | SetAsi
         yield TextToScore(
             usable_id(record.values.get(inputs.config.id_field)) or text_id(text),
             text,
-            str(record.values.get("source") or path),
+            whole_text(str(record.values.get("source") or path)),
             _groups(record, inputs.group_fields),
         )
 
@@ -137,7 +137,7 @@ def _groups(record: FieldRecord, names: Iterable[str]) -> dict[str, str]:
         given = _json_object(given)
     groups = dict(given) if isinstance(given, dict) else {}
     groups |= {name: record.values[name] for name in names if record.values.get(name) is not None}
-    return {str(key): whole_text(str(value)) for key, value in groups.items() if value is not None}
+    return {whole_text(str(key)): whole_text(str(value)) for key, value in groups.items() if value is not None}
 
 
 def _json_object(text: str) -> Any:
@@ -155,7 +155,7 @@ def _of_records(path: Path, config: InputConfig) -> Iterator[TextToScore | SetAs
         elif not text.strip():
             yield SetAside(record.id, EMPTY, str(path))
         else:
-            yield TextToScore(record.id, text, str(record.metadata.get("url") or path))
+            yield TextToScore(record.id, text, whole_text(str(record.metadata.get("url") or path)))
 
 
 def _of_tokens(prefix: Path, tokenizer: Tokenizer) -> Iterator[TextToScore | SetAside]:

@@ -128,3 +128,11 @@ def test_names_of_score_files(tmp_path):
     assert stem_of(tmp_path / "a.b.jsonl.gz") == "a.b"
     with pytest.raises(ConfigError, match=r"the ending must be one of \.jsonl, \.jsonl\.gz, \.parquet"):
         stem_of(tmp_path / ".jsonl")
+
+
+def test_halves_of_surrogate_pairs_in_any_field_become_replacement_characters(classifier_run, tmp_path):
+    line = '{"id": "a", "text": "an apple", "source": "x\\ud800", "groups": {"k\\ud800": "v\\udc00"}}'
+    (tmp_path / "odd.jsonl").write_text(line + "\n")
+    assert score(classifier_run.run, tmp_path / "odd.jsonl", "--output", tmp_path / "out.jsonl") == 0
+    (found,) = lines(tmp_path / "out.jsonl")
+    assert (found["source"], found["groups"]) == ("x\ufffd", {"k\ufffd": "v\ufffd"})
