@@ -15,6 +15,7 @@ from gpt.moderation.measures.calibration import Calibrator, calibrated, read_cal
 
 FOLDER, CALIBRATION, THRESHOLDS = "moderation", "calibration.json", "thresholds.json"
 DEFAULT_THRESHOLD = 0.5
+_BISECTIONS = 60  # to the spacing of float64
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,29 @@ class Decisions:
             if name in self.calibrators:
                 scores[:, column] = calibrated(scores[:, column], self.calibrators[name])
         return scores
+
+
+    def without_calibration(self) -> "Decisions":
+        """Thresholds of the raw probabilities that flag the same texts: the least of each that reaches the threshold.
+
+        A threshold that no raw probability reaches becomes 1.
+        """
+        thresholds = {
+            name: _least_raw(value, self.calibrators[name]) if name in self.calibrators else value
+            for name, value in self.thresholds.items()
+        }
+        return Decisions({}, thresholds)
+
+
+def _least_raw(threshold: float, calibrator: Calibrator) -> float:
+    """The least probability whose calibrated one reaches the threshold, by bisection; 1 if none does."""
+    low, high = 0.0, 1.0
+    if calibrated(low, calibrator) >= threshold:
+        return low
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if calibrated(middle, calibrator) >= threshold else (middle, high)
+    return high
 
 
 def read_decisions(run: Path, categories: tuple[str, ...]) -> Decisions:

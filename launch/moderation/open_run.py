@@ -45,7 +45,7 @@ def add_classifier_arguments(parser: argparse.ArgumentParser, *, layouts: bool =
         metavar="N",
         help=f"tokens per batch (default: {BATCH_TOKENS} on a CPU, {GPU_BATCH_TOKENS} on a GPU)",
     )
-    parser.add_argument("--raw", action="store_true", help="leave out the run's calibration")
+    parser.add_argument("--raw", action="store_true", help="leave out the run's calibration; thresholds flag the same texts")
     add_device_arguments(parser)
     if layouts:
         add_layout_arguments(parser)
@@ -159,7 +159,7 @@ def classifier_objective(config: dict[str, Any], run: Path) -> Classifier:
 
 def _decisions(run: Path, categories: tuple[str, ...], *, raw: bool) -> Decisions:
     found = read_decisions(run, categories)
-    return Decisions({}, found.thresholds) if raw else found
+    return found.without_calibration() if raw else found
 
 
 def _batch_tokens(given: int | None, device: str) -> int:

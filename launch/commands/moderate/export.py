@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         code = ", with trust_remote_code=True" if found.needs_code else ""
         print(f"{found.folder}: {found.architecture}{code}; model card in README.md")
         print(f"verified: probabilities of {found.texts} texts within {found.max_error:.1e} of ours in fp32")
-        print("the folder gives sigmoid(logits) without calibration; thresholds.json has the run's thresholds")
+        print("the folder gives sigmoid(logits) without calibration; thresholds.json flags the same texts")
     if args.onnx is not None:
         error = export_onnx(classifier, args.onnx)
         print(f"{args.onnx}: probabilities within {error:.1e} of ours by onnxruntime, without calibration")

@@ -50,3 +50,25 @@ def test_damaged_files_are_refused(tmp_path, name, value, error):
     write(tmp_path, name, value)
     with pytest.raises(ConfigError, match=error):
         read_decisions(tmp_path, ("A", "B"))
+
+
+@pytest.mark.parametrize(
+    "calibrator",
+    [{"kind": "temperature", "temperature": 2.0}, {"kind": "isotonic", "x": [0.1, 0.3, 0.6], "y": [0.05, 0.4, 0.9]}],
+)
+def test_without_calibration_the_same_texts_are_flagged(tmp_path, calibrator):
+    write(tmp_path, "calibration.json", {"A": calibrator})
+    write(tmp_path, "thresholds.json", {"A": 0.4, "B": 0.7})
+    found = read_decisions(tmp_path, ("A", "B"))
+    raw = found.without_calibration()
+    scores = np.linspace(0, 1, 1001)[:, None].repeat(2, axis=1)
+    np.testing.assert_array_equal(raw.applied(scores, ("A", "B")), scores)
+    for column, name in enumerate("AB"):
+        flagged = found.applied(scores, ("A", "B"))[:, column] >= found.thresholds[name]
+        np.testing.assert_array_equal(scores[:, column] >= raw.thresholds[name] - 1e-12, flagged)
+
+
+def test_a_threshold_that_nothing_reaches_stays_out_of_reach(tmp_path):
+    write(tmp_path, "calibration.json", {"A": {"kind": "isotonic", "x": [0.1, 0.9], "y": [0.1, 0.6]}})
+    write(tmp_path, "thresholds.json", {"A": 0.9})
+    assert read_decisions(tmp_path, ("A",)).without_calibration().thresholds["A"] == 1.0
