@@ -143,12 +143,20 @@ def read_probes(path: Path) -> ProbeResults:
 
 
 def probes_of(paths: Sequence[Path], models: Sequence[str]) -> list[list[ProbeResults]]:
-    """Read all files and divide them among the versions: by the model that they name, else in the order given."""
+    """Read all files and divide them among the versions: by the model that they name, else in the order given.
+
+    ConfigError: as `read_probes`, or a file and the version at its place in the order name different models.
+    """
     found: list[list[ProbeResults]] = [[] for _ in models]
     for i, path in enumerate(paths):
         probes = read_probes(path)
-        place = models.index(probes.model) if probes.model and probes.model in models else min(i, len(models) - 1)
-        found[place].append(probes)
+        index = models.index(probes.model) if probes.model in models else min(i, len(models) - 1)
+        if probes.model and models[index] not in ("", probes.model):
+            raise ConfigError(
+                f"--probes {path} probed {probes.model}, which is none of the versions: {', '.join(filter(None, models))}"
+                ". Probe one of them, or give the scores of that model."
+            )
+        found[index].append(probes)
     return found
 
 

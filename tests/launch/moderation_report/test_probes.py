@@ -23,6 +23,9 @@ def test_files_belong_to_the_version_that_they_name(made):
     first, second = probes_of(paths, ["m-first", "m-second"])
     assert ([one.model for one in first], [one.model for one in second]) == ([], ["m-second", ""])
     assert len(probes_of(paths[1:], ["x", "y"])[0]) == 1
+    assert len(probes_of(paths[:1], ["", "y"])[0]) == 1, "scores without a summary name no model"
+    with pytest.raises(ConfigError, match=r"a\.json probed m-second, which is none of the versions: x, y\."):
+        probes_of(paths[:1], ["x", "y"])
 
 
 @pytest.mark.parametrize(
