@@ -139,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json"
         elif not (length.isascii() and length.isdigit()):
             fault = HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing"
-        elif int(length[:12]) > MAX_BODY_BYTES:
+        elif len(length) > 12 or int(length) > MAX_BODY_BYTES:
             fault = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MAX_BODY_BYTES:,} bytes"
         if fault is not None:
             self.close_connection = True

@@ -78,7 +78,7 @@ def test_wrong_requests_get_a_clear_answer(task_of, serving, post, capfd):
         assert (status, found) == (400, {"problem": "a category is positive, and its parent is not"})
         status, found = post(server, token, "answer", b'"' + b"a" * MAX_BODY_BYTES + b'"')
         assert (status, found["problem"]) == (413, "the body has more than 65,536 bytes")
-        for length in ("-5", "1e3", "", "9" * 500):
+        for length in ("-5", "1e3", "", "9" * 500, "0" * 12 + "9" * 10):
             with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
                 head = f"POST /{token}/state HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
                 rest = f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
