@@ -90,7 +90,13 @@ class BatchQueue:
         self._jobs.append(job)
         self.waiting += len(texts)
         self._awake.set()
-        return await job.result
+        try:
+            return await job.result
+        except asyncio.CancelledError:  # the client has left: its place in the queue is free
+            if job in self._jobs:
+                self._jobs.remove(job)
+                self.waiting -= len(texts)
+            raise
 
     def wait_s(self) -> int:
         """The seconds until the texts that wait now are scored, by the model's rate so far; at least 1."""

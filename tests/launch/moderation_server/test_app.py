@@ -231,6 +231,7 @@ def test_a_wrong_key_is_refused():
         body = {"input": "ab"}
         assert server.ask(MODERATIONS, body)[0] == 401
         assert server.ask(MODERATIONS, body, headers={"Authorization": "Bearer other"})[0] == 401
+        assert server.ask(MODERATIONS, body, headers={"Authorization": "Bearer \xff"})[0] == 401, "not UTF-8"
         assert server.ask(MODERATIONS, body, headers={"Authorization": "Bearer secret"})[0] == 200
         assert server.ask(f"{MODERATIONS}?key=secret", body)[0] == 200
         assert server.ask("/health")[0] == 200

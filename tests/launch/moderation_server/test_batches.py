@@ -51,3 +51,19 @@ def test_a_full_queue_refuses_and_a_large_first_request_does_not_wait_for_ever()
             assert (await first).shape == (3, 2)
 
     asyncio.run(run())
+
+
+def test_clients_that_leave_free_their_places():
+    async def run():
+        async with BatchQueue(RuleScorer(pause_s=0.2), ServerLimits(max_waiting=3, max_batch_bytes=1)) as queue:
+            first = asyncio.create_task(queue.scores(["a"]))
+            await asyncio.sleep(0.05)  # the model works on it
+            left = asyncio.create_task(queue.scores(["b"] * 3))
+            await asyncio.sleep(0)
+            left.cancel()
+            await asyncio.wait([left])
+            assert queue.waiting == 0
+            assert (await queue.scores(["c"] * 3)).shape == (3, 2)
+            await first
+
+    asyncio.run(run())
