@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from gpt.errors import ConfigError
 from gpt.files.json_files import read_json_object
 from gpt.moderation.label_files import read_labelled
-from gpt.moderation.labels import LabelledText, label_matrix, merged
+from gpt.moderation.labels import LabelledText, label_matrix
 from gpt.moderation.score_files import all_scores
 from gpt.moderation.taxonomy import Taxonomy, read_taxonomy, shipped_taxonomies
+from launch.moderation.loop.joined import labelled_texts, summary_of
 
 if TYPE_CHECKING:
     from launch.moderation.classifier import OpenedClassifier
@@ -90,7 +91,7 @@ def compare(versions: Sequence[ScoredVersion], labels: Sequence[Path], taxonomy:
 
     ConfigError: a file of labels cannot be read, or no labelled text has scores of all versions.
     """
-    texts = [one for one in merged(text for path in labels for text in read_labelled(path, taxonomy)) if one.labels]
+    texts = [one for one in labelled_texts(labels, taxonomy) if one.labels]
     joined = [one for one in texts if all(one.id in version.scores for version in versions)]
     if not joined:
         raise ConfigError(
@@ -116,13 +117,6 @@ def read_thresholds(path: Path | None, taxonomy: Taxonomy) -> dict[str, float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise ConfigError(f"{path}: the threshold of {name} must be a number from 0 to 1.")
     return {name: float(value) for name, value in found.items()}
-
-
-def summary_of(path: Path) -> dict[str, Any]:
-    """The summary that `moderate score` writes beside its file; empty if there is none."""
-    name = path.name.removesuffix(".gz")
-    summary = path.with_name(name.rpartition(".")[0] + ".summary.json")
-    return read_json_object(summary) if summary.is_file() else {}
 
 
 def find_taxonomy(

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
-from gpt.files.json_files import read_json_object
 from gpt.moderation.measures.calibration import (
     KINDS,
     Calibrator,
@@ -25,8 +24,7 @@ from gpt.moderation.measures.calibration import (
 from gpt.moderation.measures.ranking import Floats
 from gpt.moderation.measures.thresholds import Target, Threshold, choose_threshold
 from gpt.moderation.taxonomy import read_taxonomy
-from launch.moderation.loop.joined import joined, labelled_texts
-from launch.moderation.score_files import ENDINGS, summary_path
+from launch.moderation.loop.joined import joined, labelled_texts, summary_of
 from launch.processes.terminal import table_console
 from launch.reports.written import add_json_option, json_destination
 
@@ -99,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_raw(paths: Sequence[Path]) -> None:
     """ConfigError: scores are calibrated already, by their summary. A calibrator is applied to raw scores."""
     for path in paths:
-        summary = summary_path(path) if path.name.endswith(ENDINGS) else None
-        if summary is not None and summary.exists() and read_json_object(summary).get("calibrated"):
+        if summary_of(path).get("calibrated"):
             raise ConfigError(
                 f"{path} holds calibrated scores, and a calibration is fitted to raw ones. Score the texts with "
                 f"`triaxial moderate score --raw`"

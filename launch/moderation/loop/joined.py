@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt.errors import ConfigError
+from gpt.files.json_files import read_json_object
 from gpt.moderation.label_files import read_labelled
 from gpt.moderation.labels import LabelledText, label_matrix, merged
 from gpt.moderation.score_files import all_scores
@@ -28,6 +30,13 @@ class LabelledScores:
 def labelled_texts(paths: Sequence[Path], taxonomy: Taxonomy) -> list[LabelledText]:
     """Return the labelled texts of all files, labellers merged. ConfigError: as `read_labelled` and `merged`."""
     return merged(one for path in paths for one in read_labelled(path, taxonomy))
+
+
+def summary_of(path: Path) -> dict[str, Any]:
+    """The summary that `moderate score` writes beside its file; empty if there is none."""
+    name = path.name.removesuffix(".gz")
+    summary = path.with_name(name.rpartition(".")[0] + ".summary.json")
+    return read_json_object(summary) if summary.is_file() else {}
 
 
 def joined(texts: Sequence[LabelledText], scores: Sequence[Path], taxonomy: Taxonomy) -> LabelledScores:
