@@ -34,7 +34,6 @@ class Decisions:
                 scores[:, column] = calibrated(scores[:, column], self.calibrators[name])
         return scores
 
-
     def without_calibration(self) -> "Decisions":
         """Thresholds of the raw probabilities that flag the same texts: the least of each that reaches the threshold.
 

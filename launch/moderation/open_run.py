@@ -45,7 +45,9 @@ def add_classifier_arguments(parser: argparse.ArgumentParser, *, layouts: bool =
         metavar="N",
         help=f"tokens per batch (default: {BATCH_TOKENS} on a CPU, {GPU_BATCH_TOKENS} on a GPU)",
     )
-    parser.add_argument("--raw", action="store_true", help="leave out the run's calibration; thresholds flag the same texts")
+    parser.add_argument(
+        "--raw", action="store_true", help="leave out the run's calibration; thresholds flag the same texts"
+    )
     add_device_arguments(parser)
     if layouts:
         add_layout_arguments(parser)

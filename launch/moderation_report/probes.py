@@ -152,9 +152,10 @@ def probes_of(paths: Sequence[Path], models: Sequence[str]) -> list[list[ProbeRe
         probes = read_probes(path)
         index = models.index(probes.model) if probes.model in models else min(i, len(models) - 1)
         if probes.model and models[index] not in ("", probes.model):
+            versions = ", ".join(filter(None, models))
             raise ConfigError(
-                f"--probes {path} probed {probes.model}, which is none of the versions: {', '.join(filter(None, models))}"
-                ". Probe one of them, or give the scores of that model."
+                f"--probes {path} probed {probes.model}, which is none of the versions: {versions}. Probe one of them, "
+                "or give the scores of that model."
             )
         found[index].append(probes)
     return found

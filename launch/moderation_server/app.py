@@ -99,7 +99,9 @@ class ModerationService:
         """Refuse before the body is read, if there is a reason."""
         if self.draining:
             raise Refused(503, "stopping", _DRAINING, retry_after_s=1)
-        if self.key is not None and not hmac.compare_digest(_given_key(request).encode("utf-8", "surrogateescape"), self.key.encode()):
+        if self.key is not None and not hmac.compare_digest(
+            _given_key(request).encode("utf-8", "surrogateescape"), self.key.encode()
+        ):
             raise Refused(401, "wrong_key", "the key is missing or wrong. Send Authorization: Bearer KEY, or ?key=KEY")
         if request.headers.get("Content-Encoding", "identity") != "identity":
             raise Refused(415, "encoded_body", "Content-Encoding must be absent: send the JSON as it is")
