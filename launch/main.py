@@ -231,11 +231,21 @@ def parse(words: Sequence[str], overrides: Sequence[str], *, chosen: str | None)
 
 
 def check_command(words: Sequence[str]) -> None:
-    """ConfigError if the first word is no command. It names the commands that begin with it, or the most similar."""
+    """ConfigError if the first word is no command. It names the commands that begin with it, or the most similar.
+
+    SystemExit(0) after a list of them if the second word asks for help, as in `triaxial moderate --help`.
+    """
     name = words[0] if words else ""
     if name in COMMANDS or name.startswith("-"):
         return
     second = [command.partition(" ")[2] for command in COMMANDS if command.startswith(f"{name} ")]
+    if second and words[1:2] in (["-h"], ["--help"]):
+        width = max(map(len, second))
+        print(f"usage: triaxial {name} COMMAND ...\n")
+        for word in second:
+            print(f"  {word:<{width}}  {COMMANDS[f'{name} {word}'][1]}")
+        print(f"\n`triaxial {name} COMMAND --help` explains each of them.")
+        raise SystemExit(0)
     if second:
         raise ConfigError(f"triaxial {name} needs one more word: {' or '.join(second)}. See `triaxial --help`")
     first = dict.fromkeys(command.partition(" ")[0] for command in COMMANDS)

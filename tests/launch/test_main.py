@@ -46,6 +46,13 @@ def test_help_of_a_command_with_a_recipe_says_that_keys_can_be_set(capsys):
         assert "--section.key" in capsys.readouterr().out.lower()
 
 
+def test_help_of_a_group_of_commands_lists_them(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["moderate", "--help"])
+    assert ended.value.code == 0
+    assert re.search(r"^  taxonomy +check the categories", capsys.readouterr().out, flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_python_shuts_down_does_not_change_the_status(number):
     program = (

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=CATEGORY",
-        help="take the labels of a category from a field; FIELD:VALUE=CATEGORY is positive where the field has VALUE",
+        help="take the labels of a category from a field; FIELD:VALUE=CATEGORY is positive where the field has VALUE; "
+        "repeat it",
     )
     parser.add_argument("--text-field", default="", metavar="FIELD", help="the field of the texts (default: text, ...)")
     parser.add_argument("--id-field", default="", metavar="FIELD", help="the field of the ids (default: id, if any)")
@@ -59,6 +60,12 @@ def run(args: argparse.Namespace) -> int:
     if wrong.any() and args.contradictions == "refuse":
         raise contradiction_error(wrong, texts, taxonomy)
     kept = [one for one, marks in zip(texts, wrong, strict=True) if not marks.any()]
+    if not counts.lines:
+        raise ConfigError(f"{', '.join(map(str, args.files))}: no records. Name a file of labelled texts")
+    if not kept and texts:
+        raise ConfigError(
+            f"all {len(texts):,} texts contradict {taxonomy.label}, and none is left. Correct their labels"
+        )
     if not any(one.labels for one in kept):
         raise ConfigError(f"no record has a label of {taxonomy.label}. Name the fields of the labels with --map")
     table_console().print(counts_table(kept, taxonomy))

@@ -51,6 +51,14 @@ def test_contradictions_are_refused_or_dropped(tmp_path, capsys):
     assert "1 texts contradict the taxonomy, and are left out" in out
 
 
+def test_nothing_to_count_is_refused_with_its_reason(tmp_path, capsys):
+    status, _, err = run(capsys, write(tmp_path / "none.jsonl", []))
+    assert (status, "none.jsonl: no records" in err) == (2, True)
+    file = write(tmp_path / "l.jsonl", [{"text": SECRET, "labels": {"H": 0, "H2": 1}}])
+    status, _, err = run(capsys, file, "--contradictions", "drop")
+    assert (status, "all 1 texts contradict openai 1" in err) == (2, True)
+
+
 def test_a_foreign_file_without_a_map_is_refused(tmp_path, capsys):
     (tmp_path / "x.csv").write_text(f"comment,toxic\n{SECRET},1\n")
     status, _, err = run(capsys, str(tmp_path / "x.csv"))
