@@ -121,7 +121,7 @@ def decode_states(codes: NDArray[Any], n_categories: int) -> States:
     codes = np.asarray(codes, dtype=np.int64)
     powers = 3 ** np.arange(_IN_A_TOKEN, dtype=np.int64)
     states = codes[..., None] // powers % 3
-    states = states.reshape(*codes.shape[:-1], -1)
+    states = states.reshape(*codes.shape[:-1], codes.shape[-1] * _IN_A_TOKEN)  # -1 is unknown for 0 documents
     if codes.size and (codes.min() < 0 or codes.max() >= 3**_IN_A_TOKEN or states[..., n_categories:].any()):
         raise ValueError(f"the labels are not those of {n_categories} categories")
     return states[..., :n_categories].astype(np.int8)

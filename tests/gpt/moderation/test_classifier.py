@@ -67,6 +67,18 @@ def test_targets_stand_at_the_last_token_of_each_text(labelled):
     assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 0, 0, 0, 0, 0]]
 
 
+@pytest.mark.parametrize("pool", ["last", "mean"])
+def test_rows_of_padding_alone_count_nothing(pool):
+    """A data rank has them in the last batch of an evaluation."""
+    nothing = np.zeros((2, 9), np.int64)
+    samples = Samples(nothing, np.full((2, 9), PADDING), {"labels": nothing}, {"labels": np.array([9, 9])})
+    objective = config(pool=pool).build(z_loss=0.0)
+    batch = objective.batch(samples)
+    assert (batch.targets == IGNORE).all()
+    totals = objective.loss(compile=False)(torch.ones(2, 8, C), batch)
+    assert (float(totals.sum), int(totals.count)) == (0.0, 0)
+
+
 @pytest.mark.parametrize("parents", [True, False])
 def test_a_negative_category_makes_its_unknown_descendants_negative(parents):
     """Else labels of a parent alone would leave its children, and by the maximum the parent, at their first logits."""

@@ -75,6 +75,10 @@ def test_states_survive_the_stream(c):
     assert (decode_states(codes, c) == given).all()
 
 
+def test_rows_without_documents_have_no_states():
+    assert decode_states(np.zeros((0, label_tokens(12)), np.int64), 12).shape == (0, 12)
+
+
 def test_the_value_is_a_number_in_base_three():
     given = np.zeros(12, np.int8)
     given[[0, 1, 9, 11]] = 1, 2, 2, 1
