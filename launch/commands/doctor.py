@@ -15,7 +15,7 @@ from gpt.errors import ConfigError, install_command
 from launch.engines.installed import EngineFacts
 from launch.preflight.links import SLOWED
 from launch.preflight.nodes import Check, check_nodes
-from launch.processes.environment import ClusterEnvironment
+from launch.processes.environment import LauncherEnvironment
 from launch.processes.machine_facts import Facts, collect, load_warning
 from launch.processes.sealing import shared_secret
 from launch.reports.written import add_json_option, json_destination
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     with json_destination(args.json) as emit:
         facts = collected()
         problems, warnings = problems_of(facts), warnings_of(facts)
-        node = ClusterEnvironment.from_environment().node_name or socket.gethostname()
+        node = LauncherEnvironment.from_environment().node_name or socket.gethostname()
         label = f"node {node}: " if check is not None and check.count > 1 else ""
         show(facts, warnings=warnings, problems=problems, label=label)
         emit({"facts": dataclasses.asdict(facts), "warnings": warnings, "problems": problems})

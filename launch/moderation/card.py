@@ -1,17 +1,13 @@
 """A model card of a classifier run, in Markdown: what it scores, how it was trained, its figures and its limits."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError, escaped
-from gpt.files.json_files import read_json_object
 from launch.moderation.classifier import OpenedClassifier
 from launch.moderation.decisions import CALIBRATION, FOLDER, THRESHOLDS
 from launch.runs.history import read_history
-
-_MEASURES = "measures.json"  # in RUN/moderation/, if a report or an audit has written it
 
 
 def model_card(classifier: OpenedClassifier) -> str:
@@ -82,17 +78,13 @@ def _count(prefix: Path) -> str:
 
 
 def _figures(classifier: OpenedClassifier) -> str:
-    """The last validation of the run, and the measures of an audit or report if there are any."""
+    """The last validation of the run."""
     history = read_history(classifier.run_directory)
     rows = []
     for name in sorted(history.metrics):
         if name.startswith("validation/") and "violations" not in name:
             rows.append(f"| {escaped(name)} | {float(history.metrics[name].values[-1]):.4g} |\n")
-    found = f"## Figures\n\n| measure | last value |\n|---|---|\n{''.join(rows)}" if rows else ""
-    path = classifier.run_directory / FOLDER / _MEASURES
-    if path.is_file():
-        found += f"\nMeasures on labelled texts:\n\n```json\n{json.dumps(read_json_object(path), indent=2)}\n```\n"
-    return found
+    return f"## Figures\n\n| measure | last value |\n|---|---|\n{''.join(rows)}" if rows else ""
 
 
 def _decisions(classifier: OpenedClassifier) -> str:

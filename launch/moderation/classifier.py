@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from gpt.moderation.taxonomy import Taxonomy
 from gpt.post_training.sequence_scores import TokenScorer, score_sequences
@@ -71,6 +72,11 @@ class OpenedClassifier:
             return np.zeros((0, len(self.categories)))
         windows = [self._windows(ids) for ids in tokens]
         logits = self._values([one for of_text in windows for one in of_text], advance)
+        if not np.isfinite(logits).all():
+            raise ConfigError(
+                f"{self.run_directory}: the model of step {self.checkpoint.step} gives scores that are no numbers. Use "
+                f"an earlier checkpoint: --step"
+            )
         probabilities = 0.5 * (1.0 + np.tanh(0.5 * logits))  # a sigmoid that never overflows
         found = largest(probabilities, [len(of_text) for of_text in windows])
         return self.decisions.applied(found, self.categories)

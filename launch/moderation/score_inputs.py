@@ -63,7 +63,7 @@ class ScoreInputs:
 
     def identity(self) -> list[dict[str, Any]]:
         """Name, size and time of each file: whether an interrupted run may go on."""
-        paths = [*self.files, *(Path(f"{prefix}.idx") for prefix in self.token_prefixes)]
+        paths = [*self.files, *(path for prefix in self.token_prefixes for path in _token_files(prefix))]
         found = []
         for path in paths:
             stat = path.stat() if path.exists() else None
@@ -88,7 +88,13 @@ def find_score_inputs(
 
 
 def _is_token_prefix(path: Path) -> bool:
-    return Path(f"{path}.idx").is_file() or any(path.parent.glob(f"{path.name}-*-of-*.idx"))
+    return bool(_token_files(path))
+
+
+def _token_files(prefix: Path) -> list[Path]:
+    """The indexes and token files of a prefix, in one pair or in shards."""
+    indexes = [Path(f"{prefix}.idx"), *sorted(prefix.parent.glob(f"{prefix.name}-*-of-*.idx"))]
+    return [path for index in indexes if index.is_file() for path in (index, index.with_suffix(".bin"))]
 
 
 def texts_to_score(inputs: ScoreInputs, tokenizer: Tokenizer, tokenizer_file: Path) -> Iterator[TextToScore | SetAside]:

@@ -108,7 +108,7 @@ class LauncherEnvironment:
 
     Unlike `ClusterEnvironment` it never raises, so that a process can report that its other variables are wrong.
     `is_elastic`: torchrun or `launch_local` started this process. `launcher_pid`: only `launch_local` sets it.
-    `saved_file`: the file in which the run tells its launcher how it ended: see `leave_word`.
+    `saved_file`: the file in which the run tells its launcher how it ended: see `leave_word`. `node_name`: of Slurm.
     """
 
     is_elastic: bool
@@ -118,6 +118,7 @@ class LauncherEnvironment:
     restart_count: int
     error_file: Path | None
     saved_file: Path | None
+    node_name: str | None
 
     @classmethod
     def from_environment(cls) -> "LauncherEnvironment":
@@ -130,6 +131,7 @@ class LauncherEnvironment:
             restart_count=int(restarts) if restarts.isdecimal() else 0,
             error_file=_path("TORCHELASTIC_ERROR_FILE"),
             saved_file=_path("TRIAXIAL_SAVED_FILE"),
+            node_name=os.environ.get("SLURMD_NODENAME"),
         )
 
 
@@ -252,9 +254,6 @@ def make_libraries_deterministic() -> None:
             f"run.deterministic = true: the environment variable CUBLAS_WORKSPACE_CONFIG = '{found}' lets cuBLAS give "
             f"other bits each time. Unset it, or set :4096:8"
         )
-
-
-# ---- the environment of local ranks ----------------------------------------------------------------------------------
 
 
 def rank_environment(nproc: int, threads: int | None, *, saved_file: Path) -> dict[str, str]:

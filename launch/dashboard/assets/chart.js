@@ -48,6 +48,9 @@ function ticks(low, high, most) {
   return found.map((value) => [value, value ? digitsOf(value, step) : 1]);
 }
 
+// Whether the ticks of a range differ in more digits than a number has.
+const isReadable = (range) => !range || range[1] - range[0] > 1e-9 * Math.max(Math.abs(range[0]), Math.abs(range[1]));
+
 function logTicks(low, high, most) {
   const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
   for (const multiples of [[1, 2, 5], [1, 3], [1]]) {
@@ -233,6 +236,7 @@ class Chart {
   }
 
   zoom(x, y) {
+    if (![x, y].every(isReadable)) return;
     const moved = String(x) !== String(this.view.x);
     this.view = { x, y };
     this.draw();
