@@ -3,7 +3,6 @@ run on a corpus that `triaxial prepare` made, to follow documents between the tw
 
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import browser
 import numpy as np
 import pytest
 
@@ -18,8 +18,6 @@ from gpt.token_files.files import TokenFileWriter
 from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 from launch.config.run_config import as_dict, build_run_config
 from launch.main import main
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 RECIPE = """
 [run]
@@ -256,14 +254,24 @@ def prepared(tmp_path_factory):
     return folder, texts
 
 
+def skip_without_browser():
+    if browser.installed() is None:
+        pytest.skip(f"no browser is installed ({', '.join(browser.BROWSERS)})")
+
+
+@pytest.fixture
+def browsing(tmp_path_factory):
+    """browsing() as a context: a browser that a test drives. Skips where there is none."""
+    skip_without_browser()
+    return lambda: browser.browsing(tmp_path_factory.mktemp("profile"))
+
+
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory):
     """rendered(address): the page's HTML after its scripts have run in a browser. Skips where there is none."""
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
 
     def render(address):
-        if browser is None:
-            pytest.skip(f"no browser is installed ({', '.join(BROWSERS)})")
+        skip_without_browser()
         profile = tmp_path_factory.mktemp("browser")
         words = [
             "--headless",
@@ -272,7 +280,7 @@ def rendered(tmp_path_factory):
             "--disable-dev-shm-usage",
             "--virtual-time-budget=20000",
         ]
-        command = [browser, *words, f"--user-data-dir={profile}", "--dump-dom", address]
+        command = [browser.installed(), *words, f"--user-data-dir={profile}", "--dump-dom", address]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
         return done.stdout
 

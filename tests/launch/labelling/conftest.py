@@ -1,11 +1,9 @@
 """What the tests of labelling share: a small taxonomy, texts made by rule, a server, and a real browser."""
 
 import http.client
-import importlib.util
 import json
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -94,20 +92,3 @@ def post():
             connection.close()
 
     return send
-
-
-@pytest.fixture(scope="session")
-def browser_module():
-    """tests/launch/browser.py as a module."""
-    spec = importlib.util.spec_from_file_location("browser", Path(__file__).parents[1] / "browser.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def browsing(browser_module, tmp_path_factory):
-    """browsing() as a context: a headless browser. Skips where there is none."""
-    if browser_module.installed() is None:
-        pytest.skip(f"no browser is installed ({', '.join(browser_module.BROWSERS)})")
-    return lambda: browser_module.browsing(tmp_path_factory.mktemp("profile"))

@@ -66,9 +66,7 @@ def test_fifty_texts_by_keyboard_with_a_reload_and_a_crash_in_the_middle(task_of
     assert all(0 <= line["seconds"] < 600 for line in found)
 
 
-def test_hostile_texts_keys_two_windows_and_a_server_that_is_away(
-    task_of, serving, browsing, lines, hostile, browser_module
-):
+def test_hostile_texts_keys_two_windows_and_a_server_that_is_away(task_of, serving, browsing, lines, hostile):
     texts = [TextToLabel(f"t{i}", f"{hostile} {i}") for i in range(6)]
     with browsing() as browser:
         with serving(task_of(texts=texts), ["ana", hostile.replace("\u2028", "")[:80]], blur=True) as server:

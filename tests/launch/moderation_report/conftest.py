@@ -1,6 +1,5 @@
 """What the tests of the report share: scores and labels made by rule, with hostile names."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -97,12 +96,3 @@ def hostile():
 @pytest.fixture(scope="session")
 def lines_to():
     return write_lines
-
-
-@pytest.fixture(scope="session")
-def browser_module():
-    """tests/launch/browser.py as a module."""
-    spec = importlib.util.spec_from_file_location("browser", Path(__file__).parents[1] / "browser.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

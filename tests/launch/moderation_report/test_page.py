@@ -58,15 +58,13 @@ def test_every_part_is_there(report):
     assert figures["auprc_gain"]["S"]["low"] > 0
 
 
-def test_nothing_hostile_becomes_html_and_no_text_is_shown(report, made, browser_module, tmp_path):
+def test_nothing_hostile_becomes_html_and_no_text_is_shown(report, made, request):
     page, _ = report
     assert "<script" not in page
     assert "<img" not in page
     assert not re.search(r"Text \d+\.", page)
     assert "http" not in page
-    if browser_module.installed() is None:
-        pytest.skip("no browser is installed")
-    with browser_module.browsing(tmp_path) as browser:
+    with request.getfixturevalue("browsing")() as browser:  # skips without a browser, after what needs none
         tab = browser.page((made.folder / "report.html").as_uri())
         assert tab.value("document.title") == "openai 1: moderation report"
         assert tab.value("document.images.length + document.scripts.length") == 0
