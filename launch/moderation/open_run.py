@@ -53,6 +53,21 @@ def add_classifier_arguments(parser: argparse.ArgumentParser, *, layouts: bool =
         add_layout_arguments(parser)
 
 
+def load_asked_classifier(args: argparse.Namespace, *, features: bool = False) -> OpenedClassifier:
+    """`load_classifier` with the arguments of a command, see `add_classifier_arguments`."""
+    return load_classifier(
+        args.run,
+        step=args.step,
+        device=args.device,
+        dtype=args.dtype,
+        window=args.window,
+        batch_tokens=args.batch_tokens,
+        raw=args.raw,
+        features=features,
+        packs=True,
+    )
+
+
 @contextmanager
 def opened_classifier(args: argparse.Namespace, *, features: bool = False) -> Iterator[OpenedClassifier]:
     """Open the classifier run of a command's arguments. Collective: under a launcher every rank must enter the context.
@@ -68,17 +83,7 @@ def opened_classifier(args: argparse.Namespace, *, features: bool = False) -> It
     environment = ClusterEnvironment.from_environment()
     if environment.world_size == 1:
         inference_layout(args, 1, config_of_newest(args.run, args.step))  # raises for a layout of more processes
-        yield load_classifier(
-            args.run,
-            step=args.step,
-            device=args.device,
-            dtype=args.dtype,
-            window=args.window,
-            batch_tokens=args.batch_tokens,
-            raw=args.raw,
-            features=features,
-            packs=True,
-        )
+        yield load_asked_classifier(args, features=features)
         return
     with opened_engine(args, objective_of) as opened:
         objective = opened.objective

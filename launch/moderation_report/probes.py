@@ -119,7 +119,7 @@ class ProbeResults:
 
 
 def read_probes(path: Path) -> ProbeResults:
-    """Read a file of `moderate probe --json`. ConfigError: it is none, or it is damaged."""
+    """Read a file of `moderate probe --json`. ConfigError: the file holds something else, or it is damaged."""
     found = read_json_object(path)
     if fault := _RULES.fault(found, ""):
         raise ConfigError(f"{path} has no results of probes: {fault}. Run `triaxial moderate probe` again.")

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import_extra("aiohttp", extra="serve")
-    from launch.moderation.open_run import load_classifier
+    from launch.moderation.open_run import load_asked_classifier
     from launch.moderation_server.forms import category_names
     from launch.moderation_server.process import run_server
 
@@ -55,16 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.port <= 65535:
         raise ConfigError(f"--port {args.port} is invalid: must be from 0 to 65535")
     key = None if args.key_file is None else _key(args.key_file)
-    classifier = load_classifier(
-        args.run,
-        step=args.step,
-        device=args.device,
-        dtype=args.dtype,
-        window=args.window,
-        batch_tokens=args.batch_tokens,
-        raw=args.raw,
-        packs=True,
-    )
+    classifier = load_asked_classifier(args)
     names = category_names(classifier.categories, args.name)
     for note in classifier.notes:
         print(note)
