@@ -51,7 +51,7 @@ def test_it_holds_every_module_and_recipe_and_no_tests(wheel):
 
 @pytest.mark.timeout(200)
 def test_a_type_checker_sees_the_types_of_the_library(wheel, tmp_path):
-    """In an environment of its own: a module beside packages has no types by itself (PEP 561)."""
+    """In an environment of its own: a module outside a package needs stubs for its types (PEP 561)."""
     pytest.importorskip("mypy", reason="the extra 'dev' is not installed")
     venv.create(tmp_path / "env", with_pip=False)
     (site,) = (tmp_path / "env").glob("lib/python*/site-packages")

@@ -87,7 +87,7 @@ def candidates_json(candidates: Candidates) -> dict[str, Any]:
 
 
 def read_candidates(value: Any, *, where: str) -> Candidates:
-    """Return the candidates of a parsed JSON value. ConfigError: it is none."""
+    """Return the candidates of a parsed JSON value. ConfigError: the value is something else."""
     try:
         columns = [value["keys"], value["hashes"], value["ids"], value["groups"]]
         if len({len(column) for column in columns}) != 1 or not all(

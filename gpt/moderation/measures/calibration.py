@@ -143,7 +143,10 @@ def calibrator_json(calibrator: Calibrator) -> dict[str, Any]:
 
 
 def read_calibrator(value: Any, *, where: str) -> Calibrator:
-    """Return the calibrator of a parsed JSON value. ConfigError: it is none, or it would reverse an order of scores."""
+    """Return the calibrator of a parsed JSON value.
+
+    ConfigError: the value is something else, or it would reverse an order of scores.
+    """
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind == "temperature":
         temperature = value.get("temperature")

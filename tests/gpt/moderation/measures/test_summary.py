@@ -1,4 +1,4 @@
-"""The rows of a report: each category by itself, with the intervals that its number of positives permits."""
+"""The rows of a report: figures of each column alone, with the intervals that its positives permit."""
 
 import math
 

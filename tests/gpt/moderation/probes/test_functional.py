@@ -1,4 +1,4 @@
-"""Functional suites of three forms are read alike, and counted by function."""
+"""Functional suites of three forms give the same cases, and are counted by function."""
 
 import csv
 import gzip

@@ -25,7 +25,7 @@ def test_the_whole_audit(tmp_path, capsys):
     assert sum(map(len, halves)) == 300
     assert all(fold_of([one["id"]]) == [i] for i, half in enumerate(halves) for one in half)
 
-    # the auditor agrees, but for the first text: A is wrong
+    # the auditor agrees except on the first text, where A is wrong
     audited = [
         {
             "id": one["id"],
