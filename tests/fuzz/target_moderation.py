@@ -17,11 +17,15 @@ _MIGRATION = """
 id = "N"
 title = "new"
 definition = "new"
+[[category]]
+id = "M"
+title = "new, of a split"
+definition = "new"
 [migration]
 from = 1
 renamed = { S = "N" }
 merged = { H = ["H", "HR"] }
-split = { SH = ["SH", "V"] }
+split = { SH = ["SH", "M"] }
 removed = ["S3"]
 """
 
