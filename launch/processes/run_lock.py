@@ -170,7 +170,7 @@ def _beat(directory: Path, owner: Owner, ended: threading.Event, beat_s: float) 
             )
             os._exit(ConfigError.exit_status)
         owner = replace(owner, running_s=time.monotonic() - started_at, beats=owner.beats + 1)
-        with suppress(OSError):  # a full disk, perhaps: on this machine the lock still protects the directory
+        with suppress(OSError, ConfigError):  # a full disk, or a folder there: on this machine the lock still protects
             _write(record, owner)
 
 

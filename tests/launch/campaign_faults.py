@@ -33,10 +33,13 @@ def relay(source, target, closed):
 
 
 class Campaign:
-    """The faults that can be made to one job. `rank`: a random rank of it that runs."""
+    """The faults that can be made to one job. `rank`: a random rank of it that runs.
 
-    def __init__(self, job, chance, disk):
-        self.job, self.chance, self.disk = job, chance, disk
+    `damaged` has the contents of damaged files by path, of the run's earlier jobs too.
+    """
+
+    def __init__(self, job, chance, disk, damaged):
+        self.job, self.chance, self.disk, self.damaged = job, chance, disk, damaged
         self.told = []  # what was done, for the report of a failure
 
     def make(self, kind):
@@ -127,11 +130,13 @@ class Campaign:
             offset = self.chance.randrange(max(1, path.stat().st_size))
             byte = os.pread(file.fileno(), 1, offset) or b"\0"
             os.pwrite(file.fileno(), bytes([byte[0] ^ 1 << self.chance.randrange(8)]), offset)
+        self.damaged[path] = path.read_bytes()
         return f"bit of {path.name}; {self.also_kill()}"
 
     def truncated(self):
         path = self.victim()
         os.truncate(path, self.chance.randrange(max(1, path.stat().st_size)))
+        self.damaged[path] = path.read_bytes()
         return f"{path.name}; {self.also_kill()}"
 
     def deleted(self):
@@ -163,9 +168,9 @@ class Campaign:
     # ---- the person ----
 
     def mend(self):
-        """Put back what was replaced. Return whether there was anything to mend."""
+        """Put back what was replaced. Return whether there was anything to mend: not if it was damaged before."""
         path, aside = getattr(self, "aside", (None, None))
-        if path is None or not aside.exists():
+        if path is None or not aside.exists() or aside.read_bytes() == self.damaged.get(path):
             return False
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

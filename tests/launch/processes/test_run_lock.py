@@ -144,6 +144,24 @@ def test_an_unreadable_record_does_not_block_a_job(holder, tmp_path, record):
         time.sleep(0.05)
 
 
+def test_the_beat_survives_a_folder_in_the_place_of_the_record(holder, tmp_path):
+    record = tmp_path / "run" / RECORD
+    job, said = holder("1", beat_s=0.05)
+    assert said == "held"
+    while not record.is_dir():  # a beat between the two calls makes the file again
+        record.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            record.mkdir()
+    time.sleep(0.5)
+    record.rmdir()
+    ends_at = time.monotonic() + 60
+    while not record.exists():
+        assert time.monotonic() < ends_at, "the heartbeat has ended"
+        time.sleep(0.05)
+    job.stdin.close()
+    assert job.stderr.read() == ""
+
+
 def test_a_record_cannot_steer_the_terminal():
     owner = Owner("node\x1b[2J", "m", 1, "job\n", "t")
     assert str(owner) == "process 1 on node\\x1b[2J (job job\\n), running for 0 s"

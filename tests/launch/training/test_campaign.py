@@ -32,7 +32,9 @@ PAIRS = int(os.environ.get("TRIAXIAL_CAMPAIGN_PAIRS", "200"))
 JOBS = int(os.environ.get("TRIAXIAL_CAMPAIGN_JOBS", (os.cpu_count() or 1) * 3 // 2))
 SEED = os.environ.get("TRIAXIAL_CAMPAIGN_SEED")
 STEPS, HANG_TIMEOUT_S, STARTS, WAIT_S = 32, 10, 8, 600
-VERDICT = re.compile(r"triaxial: error: (fault of|no progress for) ")  # on an earlier fault, before a restart
+VERDICT = re.compile(  # on an earlier fault, before a restart
+    r"triaxial: error: (fault of|no progress for|rank \d+ .* lost its peers) "
+)
 LAYOUTS = {
     "tensor 2": ("--parallel.tensor", 2),
     "pipeline 2": ("--parallel.pipeline", 2),
@@ -93,11 +95,11 @@ def try_pair(recipe, folder, disk, seed, plain):
     kinds = chance.sample(campaign_faults.KINDS, 2)
     faults = sorted((chance.randrange(1, STEPS - 8), kind) for kind in kinds)
     run, record = disk / f"run-{seed}", {"seed": seed, "layout": layout, "faults": list(faults), "statuses": []}
-    began_at, mended, told = time.monotonic(), False, []
+    began_at, mended, told, damaged = time.monotonic(), False, [], {}
     for _ in range(STARTS):
         job = PipedJob(recipe, run, *SETTINGS, *LAYOUTS[layout], logs=folder, temporary=folder / "tmp")
         with job:
-            campaign = campaign_faults.Campaign(job, chance, disk)
+            campaign = campaign_faults.Campaign(job, chance, disk, damaged)
             disturb(job, campaign, faults)
             told += campaign.told
             try:
@@ -132,9 +134,9 @@ def try_pair(recipe, folder, disk, seed, plain):
     record["seconds"] = round(time.monotonic() - began_at, 1)
     if record["statuses"][-1] != 0:
         return {**record, "told": told, "failed": "it never succeeded", "errors": errors[-1500:]}
-    damaged = any("metrics.jsonl" in line for line in told)  # some of its lines are gone then
+    lost = any("metrics.jsonl" in line for line in told)  # some lines of the losses
     try:
-        equal = saved(run) == saved(plain[layout]) and (damaged or losses(run) == losses(plain[layout]))
+        equal = saved(run) == saved(plain[layout]) and (lost or losses(run) == losses(plain[layout]))
     except (AssertionError, OSError, ValueError) as error:
         return {**record, "told": told, "failed": f"cannot compare: {error}"}
     if not equal:
