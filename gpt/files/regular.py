@@ -32,6 +32,8 @@ def open_regular(path: Path, *, follow_links: bool = True, buffering: int = -1) 
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise irregular(path, "a socket") from None
+        if error.errno == errno.ELOOP and follow_links:
+            raise irregular(path, "a symbolic link to itself") from None
         raise
     try:
         check_regular(path, descriptor)

@@ -28,6 +28,10 @@ def test_a_link_is_followed_unless_the_caller_forbids_it(tmp_path: Path) -> None
     assert read_bytes(link) == b""
     with pytest.raises(OSError, match="symbolic links"):
         open_regular(link, follow_links=False)
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(ConfigError, match="link is a symbolic link to itself, not a regular file"):
+        open_regular(link)
 
 
 def test_everything_else_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
