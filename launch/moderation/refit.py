@@ -1,6 +1,6 @@
 """Fit the linear heads of a classifier run again to labelled texts, its trunk as it is, and publish them in the run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt.errors import ConfigError
-from gpt.moderation.frozen.linear_heads import FittedHeads, fit_heads
+from gpt.moderation.frozen.leave_one_out import choose_l2
+from gpt.moderation.frozen.linear_heads import FittedHeads, check_l2, fit_heads
 from gpt.moderation.labels import LabelledText, label_matrix
 from gpt.telemetry.event_log import append_event
 from launch.conversion.changed_checkpoint import place_of, publish_changed
@@ -32,19 +33,27 @@ def check_linear(opened: OpenedClassifier) -> None:
     place_of(opened.run_directory, opened.checkpoint)
 
 
-def fit_to_texts(opened: OpenedClassifier, texts: Sequence[LabelledText], *, l2: float) -> FittedHeads:
-    """Fit a head for each category to the features of texts, standardised. ConfigError: as `fit_heads`."""
+def fit_to_texts(
+    opened: OpenedClassifier, texts: Sequence[LabelledText], *, l2: float | None
+) -> tuple[FittedHeads, dict[str, float]]:
+    """Fit a head for each category to the features of texts, standardised; also return the penalty of each.
+
+    `l2` None: the penalty of each category is chosen by leave-one-out. ConfigError: as `fit_heads`.
+    """
+    if l2 is not None:
+        check_l2(l2)  # features take minutes
     features: NDArray[np.float32] = opened.features([one.text for one in texts])
-    labels = label_matrix(texts, opened.taxonomy)
-    return fit_heads(features, labels, opened.taxonomy.ids, l2=l2, standardise=True)
+    labels, ids = label_matrix(texts, opened.taxonomy), opened.taxonomy.ids
+    penalties = choose_l2(features, labels, ids) if l2 is None else dict.fromkeys(ids, l2)
+    return fit_heads(features, labels, ids, l2=penalties, standardise=True), penalties
 
 
-def publish_heads(opened: OpenedClassifier, fitted: FittedHeads, *, l2: float, n_texts: int) -> Path:
+def publish_heads(opened: OpenedClassifier, fitted: FittedHeads, *, l2: Mapping[str, float], n_texts: int) -> Path:
     """Publish the run's checkpoint with these heads, and record it as an event. ConfigError: as `publish_changed`."""
     new = {WEIGHT: torch.from_numpy(fitted.weight), BIAS: torch.from_numpy(fitted.bias)}
     facts: dict[str, Any] = {
         "texts": n_texts,
-        "l2": l2,
+        "l2": dict(l2),
         "known": dict(zip(opened.categories, fitted.n_known, strict=True)),
     }
 

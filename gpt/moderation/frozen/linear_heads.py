@@ -40,43 +40,65 @@ def fit_heads(
     labels: Floats,
     ids: Sequence[str],
     *,
-    l2: float = 1.0,
+    l2: float | Mapping[str, float] = 1.0,
     standardise: bool = False,
     class_weights: Mapping[str, float] | None = None,
 ) -> FittedHeads:
     """Fit the head of each category of `ids` to features (n, d) and labels (n, c): 1, 0, NaN where unknown.
 
-    `standardise`: the penalty is of weights for features of mean 0 and deviation 1; the result takes the features as
-    they are. `class_weights`: factors of the loss of positive labels. ConfigError: a category lacks a positive or a
-    negative label, or no fit is found, since features are not finite or on very different scales.
+    `l2`: one penalty, or that of each category. `standardise`: the penalty is of weights for features of mean 0 and
+    deviation 1; the result takes the features as they are. `class_weights`: factors of the loss of positive labels.
+    ConfigError: a category lacks a positive or a negative label, or no fit is found, since features are not finite or
+    on very different scales.
     """
-    if not 0 < l2 < float("inf"):
-        raise ConfigError(f"l2 = {l2:g} is invalid: must be a number above 0. Use 1")
-    x, back = _columns(features, standardise=standardise)
+    penalties = [l2[one] if isinstance(l2, Mapping) else l2 for one in ids]
+    for penalty in penalties:
+        check_l2(penalty)
+    x, back = columns(features, standardise=standardise)
     rows, counts = [], []
-    for category, column in zip(ids, labels.T, strict=True):
-        known = ~np.isnan(column)
-        label = column[known] > 0.5
-        for n, word in ((int(label.sum()), "positive"), (int((~label).sum()), "negative")):
-            if n == 0:
-                raise ConfigError(
-                    f"category '{category}' has no {word} label in {len(column):,} texts, so no head can be fitted. "
-                    f"Label some, or leave the category out of the taxonomy"
-                )
-        weight = np.where(label, (class_weights or {}).get(category, 1.0), 1.0)
-        fitted = _fit(x[known], np.where(label, 1.0, -1.0), weight, l2)
+    for category, column, penalty in zip(ids, labels.T, penalties, strict=True):
+        known, sign, weight = known_labels(category, column, class_weights)
+        fitted = minimum(x[known], sign, weight, penalty)
         if fitted is None:
-            raise ConfigError(
-                f"category '{category}': no head fits the features, which are not finite or on very different scales. "
-                f"Use a larger l2 than {l2:g}"
-            )
+            raise no_fit(category, penalty)
         rows.append(fitted)
         counts.append(int(known.sum()))
     found = np.stack(rows) @ back
-    return FittedHeads(found[:, :-1], found[:, -1], tuple(counts))
+    # copies, since torch cannot view a slice of one category as bytes when it saves
+    return FittedHeads(found[:, :-1].copy(), found[:, -1].copy(), tuple(counts))
 
 
-def _columns(features: NDArray[np.floating], *, standardise: bool) -> tuple[Floats, Floats]:
+def check_l2(l2: float) -> None:
+    if not 0 < l2 < float("inf"):
+        raise ConfigError(f"l2 = {l2:g} is invalid: must be a number above 0. Use 1")
+
+
+def no_fit(category: str, l2: float) -> ConfigError:
+    return ConfigError(
+        f"category '{category}': no head fits the features, which are not finite or on very different scales. "
+        f"Use a larger l2 than {l2:g}"
+    )
+
+
+def known_labels(
+    category: str, column: Floats, class_weights: Mapping[str, float] | None
+) -> tuple[NDArray[np.bool_], Floats, Floats]:
+    """Which of the labels (n,) are known, and of the m known ones the sign (m,), 1 or -1, and the weight (m,).
+
+    ConfigError: no positive or no negative one.
+    """
+    known = ~np.isnan(column)
+    label = column[known] > 0.5
+    for n, word in ((int(label.sum()), "positive"), (int((~label).sum()), "negative")):
+        if n == 0:
+            raise ConfigError(
+                f"category '{category}' has no {word} label in {len(column):,} texts, so no head can be fitted. "
+                f"Label some, or leave the category out of the taxonomy"
+            )
+    return known, np.where(label, 1.0, -1.0), np.where(label, (class_weights or {}).get(category, 1.0), 1.0)
+
+
+def columns(features: NDArray[np.floating], *, standardise: bool) -> tuple[Floats, Floats]:
     """The columns (n, r + 1) of the regression, the last for the bias, and the matrix (r + 1, d + 1) that turns its
     weights into those of the features.
 
@@ -87,7 +109,7 @@ def _columns(features: NDArray[np.floating], *, standardise: bool) -> tuple[Floa
     n, d = x.shape
     back = np.eye(d + 1)
     if not np.isfinite(x).all():
-        return x, back  # `_fit` refuses it
+        return x, back  # `minimum` refuses it
     if standardise:
         mean, deviation = x.mean(0), x.std(0)
         scale = np.divide(1.0, deviation, out=np.zeros(d), where=deviation > 0)
@@ -102,24 +124,22 @@ def _columns(features: NDArray[np.floating], *, standardise: bool) -> tuple[Floa
     return np.column_stack((x, np.ones(n))), back
 
 
-def _fit(x: Floats, sign: Floats, weight: Floats, l2: float) -> Floats | None:
+def minimum(x: Floats, sign: Floats, weight: Floats, l2: float, *, start: Floats | None = None) -> Floats | None:
     """Weights and bias of one category, (d + 1,), by Newton's method with halved steps; None if it fails.
 
-    x (n, d + 1); sign (n,) 1 for a positive label and -1 for a negative one; weight (n,) of each text.
+    x (n, d + 1); sign (n,) 1 for a positive label and -1 for a negative one; weight (n,) of each text. `start`: where
+    the search starts, (d + 1,).
     """
     if not np.isfinite(x).all():
         return None
     penalty = np.full(x.shape[1], l2)
     penalty[-1] = 0.0
-    w = np.zeros(x.shape[1])
+    w = np.zeros(x.shape[1]) if start is None else start
     loss = _loss(w, x, sign, weight, penalty)
     for _ in range(_MAX_STEPS):
-        wrong = 0.5 - 0.5 * np.tanh(0.5 * sign * (x @ w))  # the probability of the other label
-        gradient = penalty * w - x.T @ (weight * sign * wrong)
-        hessian = (x * (weight * wrong * (1 - wrong))[:, None]).T @ x + np.diag(penalty)
-        hessian[-1, -1] += 1e-12  # if all probabilities are 0 or 1
+        gradient = penalty * w - x.T @ (weight * sign * _wrong(w, x, sign))
         try:
-            step = np.linalg.solve(hessian, gradient)
+            step = np.linalg.solve(hessian(w, x, sign, weight, l2), gradient)
         except np.linalg.LinAlgError:
             return None
         promised = float(gradient @ step)
@@ -134,6 +154,21 @@ def _fit(x: Floats, sign: Floats, weight: Floats, l2: float) -> Floats | None:
                 return None
         w, loss = w - size * step, after
     return None
+
+
+def hessian(w: Floats, x: Floats, sign: Floats, weight: Floats, l2: float) -> Floats:
+    """Second derivatives of the loss at w, (d + 1, d + 1)."""
+    wrong = _wrong(w, x, sign)
+    found: Floats = (x * (weight * wrong * (1 - wrong))[:, None]).T @ x
+    found[np.diag_indices(len(w) - 1)] += l2
+    found[-1, -1] += 1e-12  # if all probabilities are 0 or 1
+    return found
+
+
+def _wrong(w: Floats, x: Floats, sign: Floats) -> Floats:
+    """The probability (n,) of the other label."""
+    found: Floats = 0.5 - 0.5 * np.tanh(0.5 * sign * (x @ w))
+    return found
 
 
 def _loss(w: Floats, x: Floats, sign: Floats, weight: Floats, penalty: Floats) -> float:

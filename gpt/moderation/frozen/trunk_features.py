@@ -1,9 +1,9 @@
-"""Features of texts from several layers of a frozen trunk, in one process: the mean over a text and its last token.
+"""Features of texts from several layers of a frozen trunk, in one process: hidden states pooled over the tokens.
 
 A middle layer often tells more of a text than the last one, which is made to predict a token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from gpt.errors import ConfigError
 from gpt.model.gpt import GPT
 
-_ROWS = 16
+POOLS = ("mean", "last", "max")
 
 
 @torch.inference_mode()
@@ -23,37 +23,70 @@ def layer_features(
     texts: Sequence[NDArray[np.integer]],
     layers: Sequence[int],
     *,
+    pools: Sequence[str] = ("mean", "last"),
+    skip: int = 0,
     batch_tokens: int = 2048,
     advance: Callable[[int], None] = lambda n: None,
 ) -> NDArray[np.float32]:
-    """(n, len(layers) * 2 * d): of each layer the mean of a text's hidden states, and that of its last token.
+    """(n, len(layers) * len(pools) * d): of each layer, the hidden states of a text, pooled over its tokens.
 
     `model`: a whole model, or the first part of one, with causal attention. `texts`: token ids with the
     end-of-document token. Layer 8 is the residual stream after 8 blocks; that after the last one is normalised.
-    `advance` gets the number of texts done. ConfigError: a layer that the model does not have.
+    `pools`: the mean, the last token, and the maximum of each component. `skip`: the first tokens of each text that the
+    model reads and the pools leave out, such as a prefix that all texts share. `advance` gets the number of texts done.
+    ConfigError: a layer that the model does not have, an unknown pool, or a text without a token after `skip`.
     """
-    for layer in layers:
-        if not 1 <= layer <= len(model.blocks):
-            raise ConfigError(f"layer {layer} is invalid: the trunk has the layers 1 to {len(model.blocks)}")
+    _check(model, texts, layers, pools, skip)
     d, device = model.config.d_model, next(model.parameters()).device
-    found = np.zeros((len(texts), len(layers), 2, d), dtype=np.float32)
-    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    start = 0
-    while start < len(by_length):
-        longest = len(texts[by_length[min(start + _ROWS, len(by_length)) - 1]])
-        rows = by_length[start : start + min(_ROWS, max(1, batch_tokens // longest))]
+    found = np.zeros((len(texts), len(layers), len(pools), d), dtype=np.float32)
+    for rows in _batches([len(text) for text in texts], batch_tokens):
         lengths = torch.tensor([len(texts[i]) for i in rows], device=device)
         tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64, device=device)
         for row, i in enumerate(rows):
             tokens[row, : len(texts[i])] = torch.from_numpy(np.asarray(texts[i], dtype=np.int64))
         for at, hidden in enumerate(_of_layers(model, tokens, layers)):
-            inside = torch.arange(tokens.size(1), device=device) < lengths.unsqueeze(1)  # padding is behind each text
-            mean = (hidden * inside.unsqueeze(-1)).sum(1) / lengths.unsqueeze(1)
-            last = hidden[torch.arange(len(rows), device=device), lengths - 1]
-            found[rows, at] = torch.stack((mean, last), dim=1).cpu().numpy()
-        start += len(rows)
+            pooled = [_pool(hidden[:, skip:], lengths - skip, pool) for pool in pools]
+            found[rows, at] = torch.stack(pooled, dim=1).cpu().numpy()
         advance(len(rows))
     return found.reshape(len(texts), -1)
+
+
+def _check(
+    model: GPT, texts: Sequence[NDArray[np.integer]], layers: Sequence[int], pools: Sequence[str], skip: int
+) -> None:
+    for layer in layers:
+        if not 1 <= layer <= len(model.blocks):
+            raise ConfigError(f"layer {layer} is invalid: the trunk has the layers 1 to {len(model.blocks)}")
+    for pool in pools:
+        if pool not in POOLS:
+            raise ConfigError(f"pool '{pool}' is invalid: must be one of {', '.join(POOLS)}")
+    shortest = min(map(len, texts), default=skip + 1)
+    if shortest <= skip:
+        raise ConfigError(
+            f"skip = {skip} is invalid: the shortest text has {shortest} tokens. Use at most {shortest - 1}"
+        )
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """The texts by length, as many in a batch as `batch_tokens` hold with their padding, and at least one."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[i] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _pool(hidden: Tensor, lengths: Tensor, pool: str) -> Tensor:
+    """(b, d) from hidden states (b, t, d) and the tokens of each text (b,); padding is behind each text."""
+    if pool == "last":
+        return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+    inside = (torch.arange(hidden.size(1), device=hidden.device) < lengths.unsqueeze(1)).unsqueeze(-1)
+    if pool == "max":
+        return hidden.masked_fill(~inside, float("-inf")).amax(1)
+    return (hidden * inside).sum(1) / lengths.unsqueeze(1)
 
 
 def _of_layers(model: GPT, tokens: Tensor, layers: Sequence[int]) -> list[Tensor]:

@@ -20,10 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--l2",
-        type=float,
+        type=_penalty,
         default=100.0,
         metavar="L",
-        help="penalty of the weights, for features of deviation 1 (default: %(default)g)",
+        help="penalty of the weights, for features of deviation 1; auto: that of each category which predicts left-out "
+        "texts best (default: %(default)g)",
     )
     add_device_arguments(parser)
 
@@ -33,11 +34,23 @@ def run(args: argparse.Namespace) -> int:
     check_linear(opened)
     texts = [one for one in labelled_texts(args.labels, opened.taxonomy) if one.labels]
     began = time.monotonic()
-    fitted = fit_to_texts(opened, texts, l2=args.l2)
-    path = publish_heads(opened, fitted, l2=args.l2, n_texts=len(texts))
+    fitted, penalties = fit_to_texts(opened, texts, l2=args.l2)
+    path = publish_heads(opened, fitted, l2=penalties, n_texts=len(texts))
     known = ", ".join(f"{one} {n:,}" for one, n in zip(opened.categories, fitted.n_known, strict=True))
     print(f"fitted the heads to {len(texts):,} texts in {time.monotonic() - began:.1f} s; known labels: {known}")
+    if args.l2 is None:
+        print("chosen l2: " + ", ".join(f"{one} {penalty:g}" for one, penalty in penalties.items()))
     print(f"published {path}")
     if read_decisions(opened.run_directory, opened.categories).calibrators:
         print("note: the calibration in the run is that of the heads before; run `triaxial moderate calibrate` again")
     return 0
+
+
+def _penalty(text: str) -> float | None:
+    """A number, or None for `auto`."""
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is invalid: must be a number above 0, or auto") from None

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from gpt.errors import ConfigError
 from gpt.moderation.frozen.linear_heads import fit_heads
@@ -69,3 +70,11 @@ def test_standardised_features_equal_scikit_learns_pipeline(n):
     found = fit_heads(features, label, IDS[:1], l2=10.0, standardise=True)
     assert found.weight.shape == (1, D)
     assert np.abs(found.logits(features)[:, 0] - theirs.decision_function(scaled)).max() < 1e-6
+
+
+def test_the_head_of_one_category_can_be_saved():
+    """Safetensors views a tensor as bytes, which needs a last stride of 1; a slice of one row keeps a longer one."""
+    features, labels = drawn()
+    found = fit_heads(features, labels[:, :1], IDS[:1])
+    for array in (found.weight, found.bias):
+        assert torch.from_numpy(array).to(torch.float32).view(torch.uint8).numel() == 4 * array.size

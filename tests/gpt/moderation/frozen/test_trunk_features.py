@@ -42,3 +42,28 @@ def test_a_layer_that_is_not_there_is_refused(model):
     for layer in (0, 4):
         with pytest.raises(ConfigError, match=f"layer {layer} is invalid: the trunk has the layers 1 to 3"):
             layer_features(model, [np.array([1])], [layer])
+
+
+def test_a_prefix_is_read_and_left_out_of_the_pools(model):
+    draw = np.random.default_rng(1)
+    texts = [draw.integers(0, 50, size=length) for length in (4, 9, 3)]
+    found = layer_features(model, texts, [2], pools=["max", "mean"], skip=2)
+    for text, features in zip(texts, found, strict=True):
+        with torch.no_grad():
+            first = GPT(CONFIG, range(2), last=False).double()
+            first.load_state_dict({k: v for k, v in model.state_dict().items() if k in first.state_dict()})
+            hidden = first.hidden_states(torch.from_numpy(text)[None])[0, 2:]
+        assert np.allclose(features, torch.cat((hidden.amax(0), hidden.mean(0))).numpy(), rtol=0, atol=1e-6)
+
+
+def test_an_unknown_pool_and_a_text_without_tokens_are_refused(model):
+    with pytest.raises(ConfigError, match="pool 'median' is invalid: must be one of mean, last, max"):
+        layer_features(model, [np.array([1])], [1], pools=["median"])
+    with pytest.raises(ConfigError, match=r"skip = 1 is invalid: the shortest text has 1 tokens. Use at most 0"):
+        layer_features(model, [np.array([1]), np.array([1, 2])], [1], skip=1)
+
+
+def test_short_texts_fill_a_batch(model):
+    done = []
+    layer_features(model, [np.array([1, 2, 3])] * 50, [1], batch_tokens=90, advance=done.append)
+    assert done == [30, 20]
