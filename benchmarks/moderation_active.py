@@ -2,16 +2,16 @@
 
     python benchmarks/moderation_active.py                       five seeds, TF-IDF and logistic regression
     python benchmarks/moderation_active.py --peer VENV/bin/python    small-text in a virtual environment of its own
-    python benchmarks/moderation_active.py --features F.npy      (n, d), one row for each tweet, in the file's order
+    python benchmarks/moderation_active.py --features F.npz      a language model's features (moderation_features.py)
 
 Hate is 1% of a pool of 15,000 of Davidson's tweets: 150 positives. 300 random ones are labelled first, then five rounds
 of 100. AUPRC is measured on 4,000 other tweets with the natural share of hate (5.8%). Every strategy has the same pool,
-first labels, features and classifier (logistic regression with balanced classes). No text is printed.
+first labels, features and classifier (logistic regression with balanced classes). A language model's features are
+standardised and turned to --components principal components, by all tweets without their labels; `--with-words` adds
+TF-IDF's columns. No text is printed.
 """
 
 import argparse
-import csv
-import gzip
 import json
 import os
 import subprocess
@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from moderation_data import features, tweets
 
-DATA = Path(__file__).resolve().parents[2] / "shared/data/other/moderation/davidson-labeled_data.csv.gz"
+DATA = Path(__file__).resolve().parents[2] / "shared/data/other/moderation"
 POOL, POSITIVES, FIRST, ROUNDS, BATCH, TEST = 15_000, 150, 300, 5, 100, 4_000
 STRATEGIES = {  # shares of random, above, uncertain; the rank from which `above` draws
     "random": ((1.0, 0.0, 0.0), None),
@@ -32,12 +33,6 @@ STRATEGIES = {  # shares of random, above, uncertain; the rank from which `above
     "shares 1 9 0, no draw": ((1.0, 9.0, 0.0), 1),
 }
 PEERS = ("LeastConfidence", "PredictionEntropy", "DiscriminativeActiveLearning", "ContrastiveActiveLearning")
-
-
-def read_tweets():
-    with gzip.open(DATA, "rt", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [row["tweet"] for row in rows], np.array([row["class"] == "0" for row in rows])
 
 
 def tf_idf(texts, *, letters):
@@ -65,13 +60,38 @@ def split(y, seed):
     return pool, pool[:FIRST], test
 
 
-def classifier():
+def inputs(args):
+    """Features (n, d) and whether each tweet is hateful (n,)."""
+    texts, hateful, _ = tweets(DATA)
+    y = hateful > 0
+    if args.features is None:
+        return tf_idf(texts, letters=args.letters), y
+    with np.load(args.features) as file:
+        rows = file["rows"]
+    dense = components(features(args.features, "tweets", args.layers, args.pools), args.components)
+    if not args.with_words:
+        return dense, y[rows]
+    from scipy.sparse import csr_matrix, hstack
+
+    words = tf_idf([texts[i] for i in rows], letters=args.letters)
+    return hstack([words, csr_matrix(dense)]).tocsr(), y[rows]
+
+
+def components(x, n):
+    """The first n principal components of standardised features; rows have a mean square length of 1."""
+    x = (x - x.mean(0)) / (x.std(0) + 1e-6)
+    _, turn = np.linalg.eigh((x.T @ x).astype(np.float64))
+    x = x @ turn[:, ::-1][:, :n].astype(np.float32)
+    return x / np.sqrt((x**2).sum(1).mean())
+
+
+def classifier(c):
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(class_weight="balanced", C=10, max_iter=300)
+    return LogisticRegression(class_weight="balanced", C=c, max_iter=300)
 
 
-def run(x, y, seed, choose):
+def run(x, y, seed, choose, c):
     """Label in rounds; return positives after each round and the AUPRC of the classifier trained on them."""
     from sklearn.metrics import average_precision_score
 
@@ -81,7 +101,7 @@ def run(x, y, seed, choose):
     positives, auprc = [], []
     for number in range(ROUNDS + 1):
         rows = np.flatnonzero(is_labelled)
-        model = classifier().fit(x[rows], y[rows]) if y[rows].any() else None
+        model = classifier(c).fit(x[rows], y[rows]) if y[rows].any() else None
         positives.append(int(y[rows].sum()))
         auprc.append(
             float(y[test].mean())
@@ -106,7 +126,7 @@ def ours(shares, top):
     return choose
 
 
-def small_text(name, x, y):
+def small_text(name, x, y, c):
     """One of small-text's strategies; those that need embeddings get these features."""
     import small_text
 
@@ -126,7 +146,7 @@ def small_text(name, x, y):
         wrapped = small_text.SklearnClassifier(model, 2)
         unlabelled, labelled = np.arange(len(rows), len(pool)), np.arange(len(rows))
         if name == "DiscriminativeActiveLearning":
-            factory = small_text.SklearnClassifierFactory(classifier(), 2)
+            factory = small_text.SklearnClassifierFactory(classifier(c), 2)
             strategy = small_text.DiscriminativeActiveLearning(factory, 2)
         else:
             strategy = getattr(small_text, name)()
@@ -136,9 +156,9 @@ def small_text(name, x, y):
     return choose
 
 
-def measure(name, choose, x, y, seeds):
+def measure(name, choose, x, y, args):
     started_at = time.process_time()
-    found = [run(x, y, seed, choose) for seed in range(seeds)]
+    found = [run(x, y, seed, choose, args.c) for seed in range(args.seeds)]
     value = {
         "strategy": name,
         "positives": [positives for positives, _ in found],
@@ -168,25 +188,29 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--features", type=Path)
+    parser.add_argument("--layers", type=int, nargs="+", help="of the features (default: all in the file)")
+    parser.add_argument("--pools", nargs="+", help="of the features (default: all in the file)")
+    parser.add_argument("--components", type=int, default=256)
+    parser.add_argument("--with-words", action="store_true", help="TF-IDF beside the language model's features")
     parser.add_argument("--letters", action="store_true", help="TF-IDF of 3 and 4 letters too")
+    parser.add_argument("--c", type=float, default=10.0, help="inverse penalty of the logistic regression")
+    parser.add_argument("--strategies", nargs="+", choices=tuple(STRATEGIES), default=tuple(STRATEGIES))
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--peer", type=Path, help="a Python with small-text")
     parser.add_argument("--json", type=Path, help="write all curves")
     parser.add_argument("--only-peer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    texts, y = read_tweets()
-    x = tf_idf(texts, letters=args.letters) if args.features is None else np.load(args.features).astype(np.float32)
+    x, y = inputs(args)
     if args.only_peer:
-        results = [measure(f"small-text {name}", small_text(name, x, y), x, y, args.seeds) for name in PEERS]
+        results = [measure(f"small-text {one}", small_text(one, x, y, args.c), x, y, args) for one in args.peers]
         args.json.write_text(json.dumps(results))
         return
-    results = [measure(name, ours(*how), x, y, args.seeds) for name, how in STRATEGIES.items()]
+    results = [measure(name, ours(*STRATEGIES[name]), x, y, args) for name in args.strategies]
     if args.peer is not None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "peer.json"
-            command = [args.peer, __file__, "--only-peer", "--seeds", str(args.seeds), "--json", path]
-            features = [] if args.features is None else ["--features", args.features]
-            features += ["--letters"] if args.letters else []
-            subprocess.run([*command, *features], check=True, env={**os.environ, "PYTHONPATH": ""})
+            command = [args.peer, __file__, *sys.argv[1:], "--only-peer", "--json", path]  # the last --json counts
+            subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": ""})
             results += json.loads(path.read_text())
     show(results)
     if args.json is not None:

@@ -1,11 +1,11 @@
 """Linear heads on frozen features beside TF-IDF and logistic regression, on the same folds of samples-1680.
 
-    python benchmarks/moderation_folds.py DATA FEATURES.npz [--l2 200] [--json FILE]
+    python benchmarks/moderation_folds.py DATA FEATURES.npz [--layers 8 12] [--pools mean last] [--l2 200] [--json FILE]
 
 FEATURES.npz is a file of moderation_features.py. For each category and for "any", the table has the average precision
 (AUPRC) of five folds together, and the difference with its 95% interval by a paired bootstrap over texts. The peer is
-the stronger of two: scikit-learn's defaults, and words and pairs of words with balanced classes and C = 10. No text is
-printed.
+the stronger of two: scikit-learn's defaults, and words and pairs of words with balanced classes and C = 10. With --l2
+auto, the penalty of each category is chosen by leave-one-out on the other folds. No text is printed.
 """
 
 import argparse
@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from moderation_features import CATEGORIES, samples
+from moderation_data import CATEGORIES, samples
+from moderation_data import features as features_of
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from gpt.moderation.frozen.leave_one_out import choose_l2
 from gpt.moderation.frozen.linear_heads import fit_heads
 from gpt.moderation.measures.intervals import difference_interval
 from gpt.moderation.measures.ranking import any_label, average_precision
@@ -30,20 +32,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("features", type=Path)
-    parser.add_argument("--l2", type=float, default=200.0)
+    parser.add_argument("--layers", type=int, nargs="+", help="of the features (default: all in the file)")
+    parser.add_argument("--pools", nargs="+", help="of the features (default: all in the file)")
+    parser.add_argument("--l2", default="auto", help="a number, or auto (default)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     texts, labels = samples(args.data)
     kept = [i for i, category in enumerate(CATEGORIES) if category != LEFT_OUT]
     names = [*(CATEGORIES[i] for i in kept), "any"]
     labels = np.column_stack((labels[:, kept], any_label(labels)))
-    with np.load(args.features) as file:
-        features, layers = file["samples"], file["layers"].tolist()
+    features = features_of(args.features, "samples", args.layers, args.pools)
     fold = np.random.default_rng(SEED).permutation(len(texts)) % FOLDS
     began = time.process_time()
     ours = np.full(labels.shape, np.nan)
     for i in range(FOLDS):
-        fitted = fit_heads(features[fold != i], labels[fold != i], names, l2=args.l2, standardise=True)
+        train = features[fold != i], labels[fold != i]
+        l2 = choose_l2(*train, names) if args.l2 == "auto" else float(args.l2)
+        fitted = fit_heads(*train, names, l2=l2, standardise=True)
         ours[fold == i] = fitted.logits(features[fold == i])
     seconds = time.process_time() - began
     peers = {
@@ -56,7 +61,10 @@ def main() -> None:
             LogisticRegression(max_iter=1000, C=10, class_weight="balanced"),
         ),
     }
-    print(f"layers {layers}, l2 {args.l2:g}: {FOLDS} fits of {len(names)} heads in {seconds:.1f} s of processor time")
+    print(
+        f"{features.shape[1]} features, l2 {args.l2}: {FOLDS} fits of {len(names)} heads in {seconds:.1f} s of "
+        "processor time"
+    )
     print("category  ours   TF-IDF  difference (95%)")
     rows = {}
     for column, name in enumerate(names):
@@ -70,7 +78,9 @@ def main() -> None:
             f"{name:8}  {mine:.3f}  {found[best]:.3f}   {gap.estimate:+.3f} ({gap.low:+.3f} to {gap.high:+.3f}) {best}"
         )
     if args.json is not None:
-        args.json.write_text(json.dumps({"layers": layers, "l2": args.l2, "categories": rows}, indent=1))
+        args.json.write_text(
+            json.dumps({"layers": args.layers, "pools": args.pools, "l2": args.l2, "categories": rows}, indent=1)
+        )
 
 
 def by_words(

@@ -2,7 +2,7 @@
 
     python benchmarks/moderation_label_errors.py                         TF-IDF and logistic regression
     python benchmarks/moderation_label_errors.py --peer VENV/bin/python    cleanlab in a virtual environment of its own
-    python benchmarks/moderation_label_errors.py --features F.npy        (n, d), one row for each text that is not empty
+    python benchmarks/moderation_label_errors.py --features F.npz        a language model's (moderation_features.py)
 
 Precision of the 5% most suspicious labels: the share of them that was planted. Scores are cross-fitted: those of a text
 come from classifiers that were trained without it, on one half (`--folds 2`, the paper's) or more, and averaged over
@@ -10,7 +10,6 @@ come from classifiers that were trained without it, on one half (`--folds 2`, th
 """
 
 import argparse
-import gzip
 import json
 import os
 import subprocess
@@ -19,17 +18,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from moderation_data import CATEGORIES as ALL
+from moderation_data import features, samples
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data/other/moderation"
 SHARE, CATEGORIES = 0.05, ("S", "H", "V", "HR", "SH")
-
-
-def read_samples():
-    """Texts and labels (n, c) with NaN for unknown ones; rows whose text is missing are left out."""
-    with gzip.open(DATA / "openai-samples-1680-s3-text-removed.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [row for row in map(json.loads, file) if row.get("prompt")]
-    labels = np.array([[np.nan if row.get(c) is None else float(row[c]) for c in CATEGORIES] for row in rows])
-    return [row["prompt"] for row in rows], labels
 
 
 def tf_idf(texts):
@@ -41,7 +34,7 @@ def tf_idf(texts):
     return hstack([words, letters]).tocsr()
 
 
-def classifier(x):
+def classifier(x, c):
     """Logistic regression on TF-IDF, or on standardised dense features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -49,17 +42,17 @@ def classifier(x):
 
     if hasattr(x, "tocsr"):
         return LogisticRegression(C=10, max_iter=200, class_weight="balanced")
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.003, max_iter=200, class_weight="balanced"))
+    return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=200, class_weight="balanced"))
 
 
-def cross_fit(views, y, *, folds, repeats, seed):
+def cross_fit(views, y, *, folds, repeats, seed, c):
     """Scores (n,) of classifiers that did not train on the text, averaged over views and repeated splits."""
     total = np.zeros(len(y))
     for x in views:
         for repeat in range(repeats):
             fold = np.random.default_rng([seed, repeat]).permutation(len(y)) % folds
             for held in range(folds):
-                model = classifier(x).fit(x[fold != held], y[fold != held])
+                model = classifier(x, c).fit(x[fold != held], y[fold != held])
                 total[fold == held] += model.predict_proba(x[fold == held])[:, 1]
     return total / (repeats * len(views))
 
@@ -67,6 +60,8 @@ def cross_fit(views, y, *, folds, repeats, seed):
 def cases(views, labels, args):
     """For each category and seed: flipped labels, cross-fit scores, and which labels were flipped."""
     for i, category in enumerate(CATEGORIES):
+        if args.categories and category not in args.categories:
+            continue
         known = np.flatnonzero(~np.isnan(labels[:, i]))
         for seed in range(args.seeds):
             y = labels[known, i].copy()
@@ -77,7 +72,7 @@ def cases(views, labels, args):
                 category,
                 seed,
                 y,
-                cross_fit([x[known] for x in views], y, folds=args.folds, repeats=args.repeats, seed=seed),
+                cross_fit([x[known] for x in views], y, folds=args.folds, repeats=args.repeats, seed=seed, c=args.c),
                 planted,
             )
 
@@ -145,6 +140,8 @@ def show(rows, peer):
     print("category  labels  top 5%  cleanlab  adjusted  confident learning: flagged, precision, recall")
     for category in CATEGORIES:
         own = [row for row in rows if row["category"] == category]
+        if not own:
+            continue
         theirs = [row for row in peer if row["category"] == category]
         mean = lambda key, of: np.mean([row[key] for row in of if row[key] is not None]) if of else float("nan")  # noqa: E731
         print(
@@ -164,6 +161,10 @@ def main():
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--features", type=Path, help="a second view, whose scores are averaged with those of TF-IDF")
+    parser.add_argument("--layers", type=int, nargs="+", help="of the features (default: all in the file)")
+    parser.add_argument("--pools", nargs="+", help="of the features (default: all in the file)")
+    parser.add_argument("--c", type=float, default=0.003, help="inverse penalty on features (default: %(default)g)")
+    parser.add_argument("--categories", nargs="+", choices=CATEGORIES, help="(default: all)")
     parser.add_argument("--only-features", action="store_true", help="leave TF-IDF out")
     parser.add_argument("--peer", type=Path, help="a Python with cleanlab")
     parser.add_argument("--json", type=Path)
@@ -176,9 +177,10 @@ def main():
         ]
         args.json.write_text(json.dumps(cleanlab(found)))
         return
-    texts, labels = read_samples()
+    texts, labels = samples(DATA)
+    labels = labels[:, [ALL.index(one) for one in CATEGORIES]]
     views = [] if args.only_features else [tf_idf(texts)]
-    views += [] if args.features is None else [np.load(args.features).astype(np.float32)]
+    views += [] if args.features is None else [features(args.features, "samples", args.layers, args.pools)]
     found = list(cases(views, labels, args))
     rows = [{**row, "n": len(case[2])} for row, case in zip(ours(found), found, strict=True)]
     peer = with_peer(args, found) if args.peer is not None else []

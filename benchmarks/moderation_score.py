@@ -5,9 +5,10 @@
 
 FOLDER is a Llama of Hugging Face, such as SmolLM2-135M. Both get the same texts, sorted by length, the same random head
 of eight categories, the same dtype and threads, no gradient, and their own tokenizer. The peer pads batches of at most
---peer-tokens tokens, which is its best use on a CPU; --peer-tokens 0 pads batches of 32 texts, its usual use. Time is
-that of the processor (`cpu_s`), so that other work on the machine counts little. Scores are compared: 1e-4 in fp32.
-The last line printed is one JSON object.
+--peer-tokens tokens, which is its best use on a CPU; --peer-tokens 0 pads batches of 32 texts. With --pipelines, two
+more contenders are what users write: transformers' pipeline("text-classification") on the texts in the file's order,
+with batch_size 32 and 1. Time is that of the processor (`cpu_s`), so that other work on the machine counts little.
+Scores are compared: 1e-4 in fp32. The last line printed is one JSON object.
 """
 
 import argparse
@@ -21,8 +22,9 @@ from typing import Any
 
 import side_by_side
 
-N_CATEGORIES, SEED = 8, 0
+N_CATEGORIES, SEED, END = 8, 0, "<|endoftext|>"
 OURS, PEER = "triaxial", "transformers"
+PIPELINES = {"pipeline, batches of 32": 32, "pipeline, one by one": 1}
 
 
 def texts_of(args: argparse.Namespace) -> list[str]:
@@ -87,7 +89,8 @@ def ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     return block
 
 
-def theirs(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
+def peer_model(args: argparse.Namespace) -> tuple[Any, Any]:
+    """transformers' classifier with the same head, and its tokenizer."""
     import torch
     import transformers
 
@@ -98,12 +101,39 @@ def theirs(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         args.hf, config=config, dtype=getattr(torch, args.dtype), local_files_only=True
     ).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(args.hf, local_files_only=True)
-    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    pad = model.config.pad_token_id
-    assert pad != end, "the end-of-document token must not be the padding"
     with torch.no_grad():
         model.score.weight.copy_(head_weights(config.hidden_size))
+    return model, transformers.AutoTokenizer.from_pretrained(args.hf, local_files_only=True)
+
+
+def pipeline(args: argparse.Namespace, size: int) -> Callable[[], dict[str, Any]]:
+    """What a user of transformers writes. The tokenizer cuts and pads; the end-of-document token is in the text."""
+    import transformers
+
+    model, tokenizer = peer_model(args)
+    tokenizer.truncation_side = "left"  # keeps the end-of-document token
+    pipe = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
+    texts = [text + END for text in texts_of(args)]
+    names = [model.config.id2label[i] for i in range(N_CATEGORIES)]
+
+    def block(some: list[str] = texts) -> dict[str, Any]:
+        found = pipe(
+            some, batch_size=size, top_k=None, function_to_apply="sigmoid", truncation=True, max_length=args.window
+        )
+        rows = [{one["label"]: one["score"] for one in row} for row in found]
+        return {"scores": [[row[name] for name in names] for row in rows], "texts": len(some)}
+
+    block(texts[:4])
+    return block
+
+
+def theirs(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
+    import torch
+
+    model, tokenizer = peer_model(args)
+    end = tokenizer.convert_tokens_to_ids(END)
+    pad = model.config.pad_token_id
+    assert pad != end, "the end-of-document token must not be the padding"
     texts = texts_of(args)
 
     @torch.inference_mode()
@@ -149,22 +179,29 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peer-tokens", type=int, default=512)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("role", nargs="?", choices=(OURS, PEER))
+    parser.add_argument("--pipelines", action="store_true", help="two more contenders, see above")
+    parser.add_argument("role", nargs="?", choices=(OURS, PEER, *PIPELINES))
     parser.add_argument("serve", nargs="?")
     args = parser.parse_args()
     if args.role:
-        side_by_side.serve(lambda: ours(args) if args.role == OURS else theirs(args))
+        builds = {OURS: ours, PEER: theirs}
+        side_by_side.serve(
+            lambda: builds[args.role](args) if args.role in builds else pipeline(args, PIPELINES[args.role])
+        )
         return 0
-    words = sys.argv[1:]
-    commands = {name: [sys.executable, __file__, *words, name, "serve"] for name in (OURS, PEER)}
+    words, names = sys.argv[1:], (OURS, PEER, *(PIPELINES if args.pipelines else ()))
+    commands = {name: [sys.executable, __file__, *words, name, "serve"] for name in names}
     results = side_by_side.alternate(commands, rounds=args.rounds, threads=args.threads, report=print)
     spans = {name: [answers[name]["cpu_s"] for answers in results] for name in commands}
     n = results[0][OURS]["texts"]
-    largest = max(
-        abs(a - b)
-        for one, other in zip(results[0][OURS]["scores"], results[0][PEER]["scores"], strict=True)
-        for a, b in zip(one, other, strict=True)
-    )
+    largest = {
+        name: max(
+            abs(a - b)
+            for one, other in zip(results[0][OURS]["scores"], results[0][name]["scores"], strict=True)
+            for a, b in zip(one, other, strict=True)
+        )
+        for name in names[1:]
+    }
     result = {
         "texts": n,
         "texts_per_cpu_s": {name: n / statistics.median(found) for name, found in spans.items()},

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from moderation_data import features
 from torch import Tensor, nn
 
 from gpt.losses.batch import Batch
@@ -56,9 +57,9 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.01, 1.0, 100.0])
     args = parser.parse_args()
     torch.set_num_threads(1)
+    source, target = features(args.features, "tweets"), features(args.features, "samples")
     with np.load(args.features) as file:
-        source, label = file["tweets"], torch.from_numpy(file["hateful"]).float()
-        target, truth = file["samples"], file["labels"][:, H]
+        label, truth = torch.from_numpy(file["hateful"]).float(), file["labels"][:, H]
     mean, deviation = source.mean(0), source.std(0) + 1e-6
     source, target = (torch.from_numpy((x - mean) / deviation).float() for x in (source, target))
     print("weight  AUPRC of H by seed                   mean   above weight 0   distance")
