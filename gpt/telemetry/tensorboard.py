@@ -1,66 +1,94 @@
-"""Record metrics as TensorBoard's event files. A failure of its writer does not stop the run."""
+"""Record metrics as TensorBoard's event files. A failure to write them does not stop the run.
 
+TensorBoard's own writer is a thread that dies at the first error, with a traceback. This one has no thread.
+"""
+
+import io
+import os
+import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gpt.errors import import_extra
-
-FLUSH_S = 30  # seconds until a value is on the disk
+from gpt.files.line_file import LineFile
 
 
 class TensorBoardRun:
-    """Event files in a folder. After the first failure it warns once and records nothing more.
+    """An event file in a folder, with one write for each step. Steps wait in memory while the disk is full.
 
-    `resume_step`: the step from which a run goes on; TensorBoard then hides what was recorded for later ones.
-    ConfigError: the package tensorboard is not installed.
+    A folder that is deleted is made again, with one warning, unless the run directory is gone too. After any other
+    failure it warns once and records nothing more. `resume_step`: the step from which a run continues; TensorBoard then
+    hides the later steps. ConfigError: the package tensorboard is not installed.
     """
 
     def __init__(self, directory: Path, *, resume_step: int | None, warn: Callable[[str], None]) -> None:
         import_extra("tensorboard", extra="tensorboard")
         self._directory = directory
         self._warn = warn
-        self._writer: Any = None
-        self._open(resume_step)
+        self._was_deleted = False
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+        self._file: LineFile | None = LineFile(directory / name)
+        self._write(_record(file_version="brain.Event:2"))
+        if resume_step is not None:
+            self.rewind(resume_step)
 
     def log(self, step: int, values: Mapping[str, float | int]) -> None:
         """Record the values of a step."""
-        try:
-            for name, value in values.items():
-                if self._writer is not None:
-                    self._writer.add_scalar(name, value, step)
-        except Exception as error:  # the writer can raise any error, and none may end the run
-            self._give_up(error)
+        if self._file is not None and values:
+            scalars = [{"tag": name, "simple_value": float(value)} for name, value in values.items()]
+            self._write(_record(step=step, summary={"value": scalars}))
 
     def rewind(self, step: int) -> None:
         """Continue from an earlier step."""
-        if self._writer is not None:
-            self.finish()
-            self._open(step)
+        self._write(_record(step=step + 1, session_log={"status": "START"}))
 
     def finish(self) -> None:
         """Write everything and close the file."""
-        try:
-            if self._writer is not None:
-                self._writer.close()
-        except Exception as error:
-            self._give_up(error)
-        self._writer = None
+        self._write(b"")
+        if self._file is not None:
+            if self._file.is_waiting:
+                self._give_up(self._file.error or OSError("records still wait"))
+            else:
+                self._file.close()
+        self._file = None
 
-    def _open(self, resume_step: int | None) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # type: ignore[attr-defined]
-
-        purge = None if resume_step is None else resume_step + 1
+    def _write(self, data: bytes) -> None:
+        if self._file is None:
+            return
         try:
-            self._writer = SummaryWriter(str(self._directory), purge_step=purge, flush_secs=FLUSH_S)
-        except Exception as error:
+            try:
+                self._file.add(data)
+            except FileNotFoundError:  # the folder is not there, or not any more; `data` waits
+                self._directory.mkdir(exist_ok=True)
+                self._file.add(b"")
+            deleted = self._file.was_replaced and not self._was_deleted
+        except Exception as error:  # none may end the run
             self._give_up(error)
+            return
+        if deleted:
+            self._was_deleted = True
+            self._warn(
+                f"TensorBoard's files in {self._directory} were deleted during the run; it continues in new ones"
+            )
 
     def _give_up(self, error: Exception) -> None:
-        writer, self._writer = self._writer, None
+        file, self._file = self._file, None
         with suppress(Exception):
-            if writer is not None:
-                writer.close()
+            if file is not None:
+                file.close()
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         self._warn(f"TensorBoard's files in {self._directory} cannot be written ({reason}); the run continues without")
+
+
+def _record(**fields: Any) -> bytes:
+    """Return an event in the form that TensorBoard reads: length, event, and a checksum of each."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer = io.BytesIO()
+    event = Event(wall_time=time.time(), **fields)
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()

@@ -1,6 +1,7 @@
 """TensorBoard's own reader finds what a run recorded; a failing disk costs a warning."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -60,12 +61,42 @@ def test_a_failure_is_one_warning_and_the_end_of_its_files(tmp_path: Path) -> No
     assert "cannot be written (NotADirectoryError" in told[0]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
-def test_a_folder_that_is_deleted_does_not_stop_a_run(tmp_path: Path) -> None:
+def test_after_its_folder_is_deleted_a_run_records_on_in_a_new_one(tmp_path: Path) -> None:
+    """TensorBoard's own writer would print a traceback of its thread, and record nothing more."""
     told: list[str] = []
     run = TensorBoardRun(tmp_path / "tensorboard", resume_step=None, warn=told.append)
     run.log(1, {"loss": 1.0})
-    shutil.rmtree(tmp_path / "tensorboard")
-    run.log(2, {"loss": 1.0})
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / "tensorboard")
+        run.log(step, {"loss": 1.0})
+    run.log(4, {"loss": 1.0})
+    assert recorded(tmp_path, "loss") == [(3, 1.0), (4, 1.0)], "also before the end"
     run.finish()
-    assert len(told) <= 1
+    assert len(told) == 1
+    assert "were deleted during the run; it continues in new ones" in told[0]
+
+
+def test_a_deleted_run_directory_is_not_made_again(tmp_path: Path) -> None:
+    told: list[str] = []
+    run = TensorBoardRun(tmp_path / "run" / "tensorboard", resume_step=None, warn=told.append)
+    run.log(1, {"loss": 1.0})
+    run.finish()
+    assert not (tmp_path / "run").exists()
+    assert len(told) == 1
+
+
+def test_values_wait_while_the_disk_is_full(tmp_path: Path, small_disk) -> None:
+    disk = small_disk(1 << 20)
+    told: list[str] = []
+    run = TensorBoardRun(disk / "tensorboard", resume_step=None, warn=told.append)
+    fill = disk / "fill"
+    with suppress(OSError), open(fill, "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    for step in range(1, 200):
+        run.log(step, {"loss": 1.0})
+    fill.unlink()
+    run.log(200, {"loss": 1.0})
+    run.finish()
+    assert [step for step, _ in recorded(disk, "loss")] == list(range(1, 201))
+    assert told == []
