@@ -56,5 +56,21 @@ def test_every_promise_of_the_threat_model_names_tests_that_exist():
     for promise in promises:
         named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", promise)
         assert named, promise
-        for file, name in named:
-            assert re.search(rf"(?m)^def {name}\(", (ROOT / file).read_text()), f"{file} has no {name}"
+        check_tests_exist(named)
+
+
+def check_tests_exist(named):
+    """Each of these tests, (file, name), is a function of its file."""
+    for file, name in named:
+        assert re.search(rf"(?m)^def {name}\(", (ROOT / file).read_text()), f"{file} has no {name}"
+
+
+def test_every_defect_is_closed_by_tests_that_exist():
+    page = (ROOT / "docs/results/reliability/defects.md").read_text()
+    sections = re.split(r"(?m)^## ", page)[1:]
+    assert [int(section.partition(".")[0]) for section in sections] == list(range(1, 44))
+    for section in sections:
+        named = re.findall(r"(?m)^- Test: `(tests/[\w/]+\.py)::(test_\w+)`\.$", section)
+        assert named, section
+        assert len(named) == section.count("- Test:"), section
+        check_tests_exist(named)
