@@ -1,9 +1,12 @@
 """Record into one run of Weights & Biases. A failure of its client does not stop the work that it records."""
 
+import atexit
+import importlib
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +14,7 @@ from typing import Any, Literal
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
 from gpt.files.regular import read_text
+from gpt.files.temporary import temporary_folder
 from gpt.telemetry.client_thread import ClientThread, end_children
 
 START_S = 150.0  # the client itself allows 60 s for each of two attempts
@@ -156,8 +160,7 @@ class WandbRun:
         return self._init(run_id, mode="offline")
 
     def _init(self, run_id: str, *, mode: Literal["online", "offline"]) -> Any:
-        import wandb  # takes a second, and only rank 0 needs it
-
+        wandb = _import_client(self._directory / "wandb")
         settings = wandb.Settings(
             silent=True,
             console="off",
@@ -191,6 +194,26 @@ class WandbRun:
         if isinstance(error, TimeoutError) and (ended := end_children(HELPER)):
             helper = f" of its {', '.join(ended)}, which is ended"
         self._warn(f"Weights & Biases failed ({_one_line(error)}{helper}); {self._settings.kept_elsewhere}")
+
+
+def _import_client(folder: Path) -> Any:
+    """Import wandb, which takes a second; only rank 0 needs it.
+
+    The import makes temporary folders, which would stay in the system's folder for ever if this process is killed. They
+    are made in a temporary folder of ours in `folder`, which the next start of the run removes.
+    """
+    if "wandb" not in sys.modules:
+        before = tempfile.tempdir
+        try:
+            with suppress(OSError):  # such as a folder that is only for reading
+                folder.mkdir(exist_ok=True)
+                ours = ExitStack()
+                tempfile.tempdir = str(ours.enter_context(temporary_folder(str(folder))).path)
+                atexit.register(ours.close)  # and not at `finish`: a later W&B run of this process uses them too
+            importlib.import_module("wandb")
+        finally:
+            tempfile.tempdir = before
+    return importlib.import_module("wandb")
 
 
 def _one_line(error: Exception) -> str:

@@ -199,3 +199,18 @@ def test_the_client_does_not_print_an_error_itself(tmp_path):
     assert done.returncode == 1
     assert done.stdout == "told once, without 8 letters\n"
     assert not done.stderr
+
+
+def test_a_killed_process_leaves_no_temporary_folder_of_the_client(tmp_path):
+    """The client makes two at its import, and removes them only at a normal end."""
+    system = tmp_path / "tmp"
+    system.mkdir()
+    environment = {**os.environ, **isolated(tmp_path), "TMPDIR": str(system)}
+    for number, code in enumerate((WANDB_RUN + "    import os; os.kill(os.getpid(), 9)\n", WANDB_RUN)):
+        resume = (1, 2, 0) if number == 0 else (3, 4, 2)
+        command = [sys.executable, "-c", code, str(tmp_path / "run"), "offline", *map(str, resume)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+        assert done.returncode == (0 if number else -9), done.stderr
+        left = [path.name for path in system.iterdir() if "wandb" in path.name or path.name.startswith("triaxial_")]
+        assert not left
+    assert not list((tmp_path / "run" / "wandb").glob("triaxial_*"))
