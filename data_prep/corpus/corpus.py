@@ -20,7 +20,7 @@ from data_prep.execution.files import disk_errors, lock_folder, temporary_for
 from gpt.errors import ConfigError
 from gpt.files.atomic import sync_file, sync_folder
 from gpt.files.json_text import decode_json
-from gpt.files.regular import read_text
+from gpt.files.regular import read_bytes, read_text
 
 CORPUS_FILE = "corpus.json"
 VERSION = 2  # version 1 had one file per split and no sampled digests
@@ -139,7 +139,7 @@ def _token_files(folder: Path) -> set[str]:
 
 def _old_tokenizer(corpus_path: Path) -> set[str]:
     try:
-        about = decode_json(corpus_path.read_text(encoding="utf-8"))["tokenizer"]
+        about = decode_json(read_bytes(corpus_path))["tokenizer"]
         names = about.get("files", {about["file"]: None})
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return set()
@@ -149,7 +149,7 @@ def _old_tokenizer(corpus_path: Path) -> set[str]:
 def _is_published(folder: Path, files: Mapping[str, Path], text: str) -> bool:
     """Return whether corpus.json has this text already, and every file is the same one or has the same digest."""
     try:
-        if (folder / CORPUS_FILE).read_text(encoding="utf-8") != text:
+        if read_bytes(folder / CORPUS_FILE) != text.encode():
             return False
         return all(
             os.path.samefile(folder / name, source) or _sha256(folder / name) == _sha256(source)

@@ -11,11 +11,37 @@ import numpy as np
 
 from data_prep.corpus.corpus import CORPUS_FILE, TOKEN_FILE, VERSION, read_corpus, seal
 from gpt.errors import ConfigError
+from gpt.files.json_rules import Fields, FileName, ListOf, Plain, Text, ValuesOf, Whole
+from gpt.files.regular import open_regular, read_bytes
 from gpt.token_files.files import TokenFile, compare_sums, token_dtype
 from gpt.tokenizer.tokenizers import load_tokenizer
 
 _BLOCK_BYTES = 1 << 24
 _MAX_SHOWN_BLOCKS = 5
+# The rules of the fields that are compared. A right digest proves nothing about who wrote corpus.json.
+_FILE = Fields({"bytes": Whole(), "sha256": Text()})
+_SHARD = Fields(
+    {"name": FileName(), "tokens": Whole(), "documents": Whole(), "bin": _FILE, "idx": _FILE},
+    {"sums": Fields({"sha256": Text()})},
+)
+_STREAM = Fields({"vocab_size": Whole(1), "shards": ListOf(_SHARD)})
+_SPLIT = Fields(
+    {"tokens": Whole(), "documents": Whole(), "shards": ListOf(_SHARD)},
+    {"streams": ValuesOf(_STREAM), "rankings": Fields({"name": FileName(), "sha256": Text()})},
+)
+_TOKENIZER = Fields(
+    {
+        **{"file": FileName(), "files": ValuesOf(Text(), keys=FileName()), "fingerprint": Text()},
+        **{"vocab_size": Whole(1), "end_of_document_id": Whole()},
+    }
+)
+_DESCRIPTION = Fields(
+    {
+        **{"vocab_size": Whole(1), "tokens": Whole(), "documents": Whole()},
+        **{"tokenizer": _TOKENIZER, "splits": ValuesOf(_SPLIT)},
+    },
+    {"chat": Fields({"kind": Text(), "end_ids": ListOf(Whole())})},
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +67,8 @@ def verify(folder: Path, *, n_threads: int) -> Verified:
         if not (folder / CORPUS_FILE).exists():
             raise
         return _damaged(str(error))
+    if fault := Plain().fault(description, "its content"):
+        return _damaged(f"{folder / CORPUS_FILE}: {fault}")
     if description.get("version") == 1:
         raise ConfigError(
             f"{folder / CORPUS_FILE}: version 1 lacks the facts to verify. Run `triaxial prepare` again, which writes "
@@ -48,6 +76,8 @@ def verify(folder: Path, *, n_threads: int) -> Verified:
         )
     if description.get("sha256") != seal(description):
         return _damaged(f"{folder / CORPUS_FILE}: its own sha256 does not match: the file is damaged or was edited")
+    if fault := _DESCRIPTION.fault(description, ""):
+        return _damaged(f"{folder / CORPUS_FILE}: {fault}. Run `triaxial prepare` again")
     files = [files for split in description["splits"].values() for files in _with_rules(split, description)]
     shards = [shard for shard, _, _ in files]
     with ThreadPoolExecutor(n_threads) as threads:  # digests and numpy release the GIL
@@ -93,9 +123,9 @@ def _side_file_faults(folder: Path, description: dict[str, Any]) -> Iterator[str
     for about in (split["rankings"] for split in description["splits"].values() if "rankings" in split):
         path = folder / about["name"]
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            yield f"{path}: {error.strerror}"
+            digest = hashlib.sha256(read_bytes(path)).hexdigest()
+        except (OSError, ConfigError) as error:
+            yield _reason(path, error)
             continue
         if digest != about["sha256"]:
             yield f"{path}: sha256 {digest}, expected {about['sha256']}"
@@ -109,8 +139,8 @@ def _shard_faults(folder: Path, shard: dict[str, Any], vocab_size: int, end_ids:
         try:
             size = path.stat().st_size
             digest, largest, smallest = _read(path, dtype)
-        except OSError as error:
-            yield f"{path}: {error.strerror}"
+        except (OSError, ConfigError) as error:
+            yield _reason(path, error)
             whole = False
             continue
         if size != expected["bytes"]:
@@ -132,9 +162,9 @@ def _sums_faults(prefix: Path, shard: dict[str, Any]) -> Iterator[str]:
         return
     path = Path(f"{prefix}.sums")
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        yield f"{path}: {error.strerror}; `triaxial prepare checksum {prefix}` writes it again"
+        digest = hashlib.sha256(read_bytes(path)).hexdigest()
+    except (OSError, ConfigError) as error:
+        yield f"{_reason(path, error)}; `triaxial prepare checksum {prefix}` writes it again"
         return
     if digest != shard["sums"]["sha256"]:
         yield f"{path}: sha256 {digest}, expected {shard['sums']['sha256']}"
@@ -148,11 +178,16 @@ def _sums_faults(prefix: Path, shard: dict[str, Any]) -> Iterator[str]:
         yield f"{prefix}: {len(damaged) - _MAX_SHOWN_BLOCKS:,} more blocks are damaged"
 
 
+def _reason(path: Path, error: OSError | ConfigError) -> str:
+    """The fault of a file that cannot be read; a ConfigError names what is in its place, such as a pipe."""
+    return f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error).rstrip(".")
+
+
 def _read(path: Path, dtype: np.dtype[Any]) -> tuple[str, int, int]:
     """Return (sha256, largest, smallest number of the bytes read as `dtype`); -1 and 0 if there is no number."""
     digest = hashlib.sha256()
     largest, smallest = -1, 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
             numbers = np.frombuffer(block, dtype, count=len(block) // dtype.itemsize)
@@ -179,9 +214,9 @@ def _tokenizer_faults(folder: Path, about: dict[str, Any]) -> list[str]:
     faults = []
     for name, expected in about["files"].items():
         try:
-            digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        except OSError as error:
-            faults.append(f"{folder / name}: {error.strerror}")
+            digest = hashlib.sha256(read_bytes(folder / name)).hexdigest()
+        except (OSError, ConfigError) as error:
+            faults.append(_reason(folder / name, error))
             continue
         if digest != expected:
             faults.append(f"{folder / name}: sha256 {digest}, expected {expected}: this is not the corpus's tokenizer")

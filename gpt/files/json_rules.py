@@ -7,6 +7,7 @@ A rule's `fault` returns None for a value that obeys it, else one phrase that na
 """
 
 import math
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -69,6 +70,16 @@ class Text:
 
 
 @dataclass(frozen=True)
+class FileName:
+    """The name of a file in the folder at hand: not hidden, and without a path, which could lead elsewhere."""
+
+    def fault(self, value: Any, where: str) -> str | None:
+        if isinstance(value, str) and re.fullmatch(r"[^./\0][^/\0]{0,254}", value, flags=re.DOTALL):
+            return None
+        return f"{where} = {reprlib.repr(value)} is no name of a file"
+
+
+@dataclass(frozen=True)
 class ListOf:
     """A list whose items obey one rule."""
 
@@ -121,15 +132,19 @@ class Plain:
 
 @dataclass(frozen=True)
 class ValuesOf:
-    """An object of any keys, all of whose values obey one rule."""
+    """An object of any keys, all of whose values obey one rule, and all of whose keys obey `keys`."""
 
     item: JsonRule
+    keys: JsonRule | None = None
 
     def fault(self, value: Any, where: str) -> str | None:
         if not isinstance(value, dict):
             return f"{where} = {reprlib.repr(value)} is no object of keys"
-        faults = (self.item.fault(item, _dotted(where, reprlib.repr(key).strip("'"))) for key, item in value.items())
-        return next((text for text in faults if text), None)
+        for key, item in value.items():
+            fault = self.keys.fault(key, f"{where}: the key") if self.keys else None
+            if fault := fault or self.item.fault(item, _dotted(where, reprlib.repr(key).strip("'"))):
+                return fault
+        return None
 
 
 def read_checked_json(path: Path, rule: JsonRule, *, max_bytes: int) -> Any:

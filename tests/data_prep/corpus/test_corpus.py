@@ -55,6 +55,19 @@ def test_publishing_is_all_or_nothing(tmp_path, monkeypatch):
     assert sorted(path.name for path in out.iterdir()) == ["corpus.json", "train.bin", "train.idx", "training.bin"]
 
 
+def test_a_damaged_description_is_replaced_and_a_pipe_in_its_place_is_refused(tmp_path):
+    source, out = tmp_path / "train.bin", tmp_path / "out"
+    source.write_text("tokens")
+    publish(out, {"train.bin": source}, {"n": 1})
+    (out / "corpus.json").write_bytes(b"\xff{")
+    publish(out, {"train.bin": source}, {"n": 1})
+    assert read_corpus(out) == {"n": 1}
+    (out / "corpus.json").unlink()
+    os.mkfifo(out / "corpus.json")
+    with pytest.raises(ConfigError, match=r"corpus\.json is a named pipe"):
+        publish(out, {"train.bin": source}, {"n": 1})
+
+
 def test_publishing_to_a_locked_folder_is_an_error(tmp_path):
     (tmp_path / "train.bin").write_text("x")
     (tmp_path / "out").mkdir()

@@ -1,6 +1,7 @@
 """A corpus that differs from its corpus.json is found: always by `prepare verify`, mostly when it is opened."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -54,6 +55,11 @@ def made(tmp_path_factory, prose) -> Path:
 def corpus(made, tmp_path) -> Path:
     """A copy to damage."""
     return shutil.copytree(made / "corpus", tmp_path / "corpus")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 def flip(path: Path, position: int) -> None:
@@ -152,6 +158,8 @@ FAULTS = {
         None,
     ),
     "the tokenizer": (lambda c: flip(c / "tokenizer.model", 2000), r"tokenizer\.model: sha256", None),
+    "a pipe as tokenizer": (lambda c: pipe(c / "tokenizer.model"), r"tokenizer\.model is a named pipe", None),
+    "a pipe as checksums": (lambda c: pipe(c / SUMS), rf"{SUMS} is a named pipe, .*; `triaxial prepare checksum", None),
     "the tokenizer gone": (lambda c: (c / "tokenizer.model").unlink(), r"tokenizer\.model: No such file", None),
 }
 
@@ -191,6 +199,29 @@ def test_faults_that_digests_miss_are_named(corpus, capsys):
     assert f"validation.idx: 1 documents, expected {shard['documents']:,}" in shown
     assert "validation.bin: its last token is not the end-of-document token, 1" in shown
     assert "4 faults" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("splits"), "splits is missing"),
+        (lambda d: d.update(splits=[]), r"splits = \[\] is no object of keys"),
+        (lambda d: d["splits"]["training"]["shards"][0].pop("bin"), r"shards\[0\]\.bin is missing"),
+        (lambda d: d["splits"]["training"]["shards"][0].update(name="../x"), r"name = '\.\./x' is no name of a file"),
+        (lambda d: d.update(tokenizer=None), "tokenizer = None is no object of keys"),
+        (lambda d: d["tokenizer"]["files"].update({"/etc/passwd": ""}), "'/etc/passwd' is no name of a file"),
+        (lambda d: d.update(vocab_size="x"), "vocab_size = 'x' is no whole number"),
+        (lambda d: d.update(recipe=json.loads("[" * 500 + "]" * 500)), "is nested more than 20 times"),
+    ],
+)
+def test_a_crafted_description_with_a_right_digest_is_one_fault(corpus, capsys, change, message):
+    description = json.loads((corpus / CORPUS_FILE).read_text())
+    change(description)
+    description["sha256"] = seal(description)
+    (corpus / CORPUS_FILE).write_text(json.dumps(description))
+    status, shown = faults(corpus, capsys)
+    assert status == 1
+    assert re.search(message, shown.replace("\n", " ")), shown
 
 
 def test_a_flipped_bit_anywhere_in_the_description_is_found(corpus, capsys):

@@ -7,18 +7,22 @@ from typing import Any
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.files.json_rules import Fields, Finite, ListOf, Text, ValuesOf, Whole, read_checked_json
+from gpt.files.json_rules import Fields, FileName, Finite, ListOf, Text, ValuesOf, Whole, read_checked_json
 
 RULES = Fields(
     {"step": Whole(), "losses": ListOf(Finite(), 3), "sizes": ValuesOf(Whole(1, none=True))},
-    {"why": Text(5, none=True), "inner": Fields({"rate": Finite(0.0)})},
+    {
+        "why": Text(5, none=True),
+        "inner": Fields({"rate": Finite(0.0)}),
+        "files": ValuesOf(Text(), keys=FileName()),
+    },
 )
 GOOD: dict[str, Any] = {"step": 3, "losses": [1, -2.5], "sizes": {"a": 1, "b": None}, "other": [[]]}
 
 
 def test_what_obeys_the_rules_passes(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    for more in ({}, {"why": "spike", "inner": {"rate": 0}}, {"why": None}):
+    for more in ({}, {"why": "spike", "inner": {"rate": 0}}, {"why": None}, {"files": {"a.bin": "x"}}):
         path.write_text(json.dumps({**GOOD, **more}))
         assert read_checked_json(path, RULES, max_bytes=1000) == {**GOOD, **more}
 
@@ -37,6 +41,9 @@ def test_what_obeys_the_rules_passes(tmp_path: Path) -> None:
         ({"why": "longer"}, "why = 'longer' is no text of at most 5 characters"),
         ({"inner": {"rate": -1}}, r"inner\.rate = -1 is no finite number of at least 0"),
         ({"inner": {}}, r"inner\.rate is missing"),
+        ({"files": {"a.bin": "x", "../b": "x"}}, r"files: the key = '\.\./b' is no name of a file"),
+        ({"files": {".hidden": "x"}}, "files: the key = '.hidden' is no name of a file"),
+        ({"files": {"": "x"}}, "files: the key = '' is no name of a file"),
     ],
 )
 def test_the_first_fault_is_named_in_one_short_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
