@@ -124,13 +124,20 @@ def _scored(
     documents: Iterable[Document], score: ScoreTexts, quarantine: Quarantine, tally: Tally
 ) -> Iterator[tuple[Document, Any]]:
     """Each document with its scores (c,). If a chunk fails, its documents are scored one by one."""
+
+    def finite(texts: Sequence[str]) -> npt.NDArray[np.float64]:
+        rows = score(texts)
+        if not np.isfinite(rows).all():
+            raise ValueError("a score is NaN or infinite")
+        return rows
+
     stream = iter(documents)
     while chunk := list(islice(stream, _CHUNK)):
         try:
-            rows = score([document.text for document in chunk])
+            rows = finite([document.text for document in chunk])
         except OUTSIDE:
             raise
         except Exception:
-            yield from quarantine.each(chunk, lambda document: score([document.text])[0], tally)
+            yield from quarantine.each(chunk, lambda document: finite([document.text])[0], tally)
         else:
             yield from zip(chunk, rows, strict=True)

@@ -34,6 +34,21 @@ def test_documents_over_a_limit_are_dropped_by_category(tmp_path):
     assert sum(result.facts["category_scores"]["B"].values()) == 4
 
 
+def test_a_document_whose_score_is_not_a_number_is_set_aside(tmp_path):
+    inputs, outputs = (tmp_path / "in.zst",), (tmp_path / "out.zst", tmp_path / "trace.zst")
+    with write_shard(inputs[0]) as write:
+        for number, text in enumerate(["aab", "overflow", "abb"]):
+            write(Document(f"d{number}", text, {}))
+
+    def unstable(texts):
+        return np.array([[np.nan if text == "overflow" else 0.5] for text in texts])
+
+    rule = ModerationConfig(run=tmp_path, drop={"A": 0.7}).rule
+    result = filter_shard(rule, inputs, outputs, categories=("A",), score=unstable)
+    assert [one.id for one in read_shard(outputs[0])] == ["d0", "d2"]
+    assert result.counts[0].dropped == {"quarantined": 1}
+
+
 @pytest.mark.parametrize("drop", [{"A": 0.0}, {"A": 1.5}, {"A": True}])
 def test_limits_are_probabilities(drop, tmp_path):
     with pytest.raises(ConfigError, match="must be above 0 and at most 1"):
