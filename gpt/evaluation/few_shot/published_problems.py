@@ -9,10 +9,12 @@ import re
 import zlib
 from pathlib import Path
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.evaluation.few_shot.gpt3_problems import MAX_EXAMPLES, Problem, ProblemSet, TaskRule
 from gpt.files.json_text import decode_json
+from gpt.files.regular import open_regular
 
+MAX_BYTES = 1 << 26  # of unpacked text; the published files have less than 1 MB
 _ARITHMETIC = re.compile(r"Q: What is .+\?\nA:")
 _WORDS = re.compile(r"\S.* =")
 
@@ -26,10 +28,16 @@ def published_problems(rule: TaskRule, folder: Path) -> ProblemSet:
     path = _find(rule, folder)
     problems = []
     try:
-        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_regular(path) as packed:
+            file = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
+            text = file.read(MAX_BYTES + 1)
         lines = text.decode("utf-8").splitlines()
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ConfigError(f"--gpt3-data: {path} cannot be read: {error}") from None
+    except OSError as error:
+        raise file_error(error, f"--gpt3-data: {path} cannot be read: {error}") from None
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"--gpt3-data: {path} has more than {MAX_BYTES:,} bytes of text, which no published file has")
     for number, line in enumerate(lines, start=1):
         if line.strip():
             problems.append(_read(line, rule, where=f"{path} line {number}"))

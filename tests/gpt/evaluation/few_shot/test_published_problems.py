@@ -1,5 +1,6 @@
 """Published problems: their order, their layout, and files that are refused."""
 
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import pytest
 
 from gpt.errors import ConfigError
 from gpt.evaluation.few_shot.gpt3_problems import Problem, WordList, task_rules
-from gpt.evaluation.few_shot.published_problems import published_problems
+from gpt.evaluation.few_shot.published_problems import MAX_BYTES, published_problems
 from gpt.evaluation.few_shot.tasks import FewShotOptions, open_tasks
 
 pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
@@ -60,6 +61,7 @@ def test_all_fifteen_published_files_are_read() -> None:
         ("two_digit_addition.jsonl", b"[1]\n", "line 1 is not"),
         ("two_digit_addition.jsonl", b"\xff\xfe", "cannot be read"),
         ("two_digit_addition.jsonl.gz", b"not packed", "cannot be read"),
+        ("two_digit_addition.jsonl.gz", gzip.compress(bytes(MAX_BYTES + 1), 1), "has more than 67,108,864 bytes"),
         (
             "two_digit_addition.jsonl",
             b'{"context": "Q: What is 1 plus 2?\\n\\nA:", "completion": " 3"}\n' * 9,
