@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from gpt.errors import ConfigError
+from gpt.files.json_text import escaped_json
 from launch.config.recipe import describe
 
 REQUIRED = "required"
@@ -100,7 +101,7 @@ def _default(field: "dataclasses.Field[Any]") -> str:
 def _text(text: str) -> str:
     if re.search("[\ud800-\udfff]", text):
         raise ConfigError(f"'{text}' is invalid in a recipe: must be UTF-8. Rename it")
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return escaped_json(json.dumps(text, ensure_ascii=False))  # a terminal must not obey a stranger's recipe
 
 
 def toml(value: Any) -> str:
@@ -117,7 +118,8 @@ def toml(value: Any) -> str:
     if dataclasses.is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        items = [f"{key} = {toml(item)}" for key, item in value.items() if item is not None]
+        keys = {key: key if re.fullmatch("[A-Za-z0-9_-]+", key) else _text(key) for key in value}
+        items = [f"{keys[key]} = {toml(item)}" for key, item in value.items() if item is not None]
         return f"{{ {', '.join(items)} }}" if items else "{}"
     if isinstance(value, int) and abs(value) >= 10_000:
         return f"{value:_}"

@@ -1,5 +1,6 @@
 """Settings are listed from the dataclasses of a recipe, each with its meaning."""
 
+import tomllib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,6 +43,14 @@ def test_values_are_written_as_toml():
     values = [True, 'a "b"', (1, 2.5), {"x": "y"}, {}, 12_345, Inner(3)]
     written = ["true", '"a \\"b\\""', "[1, 2.5]", '{ x = "y" }', "{}", "12_345", "{ depth = 3 }"]
     assert list(map(toml, values)) == written
+
+
+def test_a_strangers_text_and_key_stay_toml_and_steer_no_terminal():
+    hostile = "\x1b[2J\x9b31m\x7f\u2028\u202e"
+    for value in (hostile, [hostile], {hostile: hostile, "a b.c": 1}):
+        written = toml(value)
+        assert written.isprintable()
+        assert tomllib.loads(f"x = {written}") == {"x": value}
 
 
 @pytest.mark.parametrize("command", ["train", "prepare"])
