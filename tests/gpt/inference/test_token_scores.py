@@ -5,7 +5,9 @@ tests/launch/evaluation/test_on_ranks.py scores with a sharded vocabulary on rea
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gpt.inference.token_scores import token_scores
 from gpt.losses.linear_cross_entropy import chunk_tokens
@@ -41,3 +43,22 @@ def test_a_pass_without_targets_does_not_run_the_head() -> None:
 
     log_probs, greedy = token_scores(torch.zeros(1, 2, 4), head, indices=none, targets=none, vocab_size=3)
     assert log_probs.numel() == greedy.numel() == 0
+
+
+def test_no_chunk_selects_by_a_mask() -> None:
+    """A GPU would make the host wait for the number of chosen elements, once for each mask and chunk."""
+    masks: list[str] = []
+
+    class Masks(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            of_index = tree_leaves(args[1]) if func.name().startswith("aten::index") else []
+            masks.extend(func.name() for one in of_index if isinstance(one, Tensor) and one.dtype == torch.bool)
+            if func.name().startswith("aten::nonzero"):
+                masks.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    head = nn.Linear(4, 270_000, bias=False)
+    indices, targets = torch.arange(100), torch.zeros(100, dtype=torch.int64)
+    with torch.inference_mode(), Masks():
+        token_scores(torch.zeros(1, 100, 4), head, indices=indices, targets=targets, vocab_size=270_000)
+    assert not masks

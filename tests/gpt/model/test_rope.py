@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt.model.config import ModelConfig, RopeScaling
+from gpt.model.gpt import GPT
 from gpt.model.rope import angles_of, rotary_angles, rotate
 
 CONFIG = ModelConfig(vocab_size=50, n_ctx=64, n_layers=1, d_model=32, n_heads=4, positions="rope")  # d_head = 8
@@ -50,6 +53,22 @@ def test_angles_are_made_of_the_given_positions_or_count_from_0():
     assert counted.cos.shape == (1, 1, 3, 4)
     assert torch.equal(counted.sin[0, 0], angles.sin[0, 0, :3])
     assert torch.equal(angles.cos[0, 0, 3:], angles.cos[0, 0, :2]), "positions may start again"
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_angles_are_computed_once_for_all_layers(n_layers):
+    """On a GPU each block would otherwise compute them in fp32, in several kernels of its own."""
+    model = GPT(dataclasses.replace(CONFIG, n_layers=n_layers))
+    counted = Counter()
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            counted[func.name().partition(".")[0]] += 1
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Operations():
+        model(torch.zeros(1, 5, dtype=torch.int64))
+    assert (counted["aten::cos"], counted["aten::sin"]) == (1, 1)
 
 
 def test_other_models_have_no_angles():
