@@ -18,9 +18,11 @@ from torch import Tensor
 
 from gpt.adapters.config import AdapterConfig, adapter_names, projections
 from gpt.convert.hugging_face.names import family_of, table
+from gpt.convert.round_trip import compare
+from gpt.convert.weights import check_finite
 from gpt.errors import ConfigError
 from gpt.files.json_files import read_json_object
-from gpt.files.safetensors import TensorLocation, TensorSpec, encode_file, read_header, read_tensor
+from gpt.files.safetensors import TensorLocation, TensorSpec, digest, encode_file, read_header, read_tensor
 from gpt.model.config import ModelConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -136,17 +138,18 @@ def write_peft(
 ) -> int:
     """Write both files into `folder` and read them back; return the number of tensors.
 
-    RuntimeError: a tensor did not come back bit for bit.
+    ConfigError: an adapter contains NaN or infinity. RuntimeError: a tensor did not come back bit for bit.
     """
+    for name, tensor in tensors.items():
+        check_finite(name, tensor, where="the checkpoint")
     settings = peft_settings(config, adapter, base=base)
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     specs = {name: TensorSpec(shape, torch.float32) for name, shape in peft_shapes(config, adapter).items()}
     with open(folder / WEIGHTS, "xb") as file:
         file.writelines(encode_file(specs, to_peft(config, adapter, tensors)))
+    digests = {name: digest(tensor, torch.float32) for name, tensor in to_peft(config, adapter, tensors)}
     found = read_header(folder / WEIGHTS)
-    for name, tensor in to_peft(config, adapter, tensors):
-        if name not in found or not torch.equal(read_tensor(found[name]), tensor.float()):
-            raise RuntimeError(f"the tensor '{name}' did not come back bit for bit as it was written")
+    compare(specs, digests, ((name, read_tensor(location)) for name, location in found.items()))
     return len(specs)
 
 
@@ -158,7 +161,8 @@ def is_peft(folder: Path) -> bool:
 def read_peft(folder: Path, config: ModelConfig) -> tuple[AdapterConfig, Iterator[tuple[str, Tensor]]]:
     """The adapter in a folder of PEFT's files for a base model, and our (name, tensor) pairs, one at a time.
 
-    ConfigError: it is no LoRA adapter that we can express, or it does not fit the model. Pickles are never read.
+    ConfigError: it is no LoRA adapter that we can express, it does not fit the model, or a tensor, when it is read,
+    contains NaN or infinity. Pickles are never read.
     """
     settings = read_json_object(folder / CONFIG)
     for key, needed in _NEEDS.items():
@@ -197,7 +201,9 @@ def _from_peft(
     """Our pairs: each projection of a joined module has the module's A and its own rows of B."""
     known = projections(config)
     for module in modules:
-        a, b = (read_tensor(found[name]).float() for name in module.names)
+        a, b = (
+            check_finite(name, read_tensor(found[name]), where=str(found[name].file)).float() for name in module.names
+        )
         for part, rows in zip(module.parts, torch.split(b, [known[part][0] for part in module.parts]), strict=True):
             a_name, b_name = adapter_names(part)
             yield a_name, a

@@ -108,5 +108,7 @@ def test_mistakes_are_one_line(tmp_path: Path, tokenizer_json: Path, capsys: pyt
     assert "is unknown to the base model's architecture" in refused(*base)
     save_file({key: value for key, value in tensors.items() if key != name}, weights)
     assert "is absent, but" in refused(*base)
+    save_file({**tensors, name: torch.full_like(tensors[name], torch.nan)}, weights)
+    assert f"{weights}: the tensor '{name}' contains NaN or infinity" in refused(*base)
     weights.unlink()
     assert "has no adapter_model.safetensors" in refused(*base)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gpt.adapters.config import AdapterConfig, adapter_names, adapter_shapes, projections
-from gpt.convert.hugging_face.peft import peft_settings, peft_shapes, to_peft
+from gpt.convert.hugging_face.peft import peft_settings, peft_shapes, to_peft, write_peft
+from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 
 GPT2 = ModelConfig(vocab_size=64, n_ctx=16, n_layers=2, d_model=16, n_heads=4)
@@ -54,3 +55,12 @@ def test_joined_projections_give_the_same_product(rank_stabilized, targets):
             our_a, our_b = (tensors[each] for each in adapter_names(name))
             expected = adapter.scale * our_b @ our_a
         torch.testing.assert_close(scale * (b @ a)[16 * i : 16 * (i + 1)], expected)
+
+
+def test_an_adapter_that_is_not_finite_is_not_written(tmp_path):
+    adapter = AdapterConfig(rank=2)
+    tensors = {name: torch.zeros(shape) for name, shape in adapter_shapes(LLAMA, adapter).items()}
+    name = "blocks.1.attention.q.adapter.b"
+    tensors[name][0, 0] = torch.inf
+    with pytest.raises(ConfigError, match=f"the checkpoint: the tensor '{name}' contains NaN or infinity"):
+        write_peft(tmp_path, LLAMA, adapter, tensors, base=None)
