@@ -34,7 +34,8 @@ class MetricsConfig:
     log_every_steps: int = 1
     """Steps between two lines of metrics.jsonl."""
     wandb: WandbMode = "offline"
-    """Weights & Biases. Offline runs are uploaded with `wandb sync RUN/wandb/offline-run-*`."""
+    """Weights & Biases. Offline runs are uploaded with `wandb sync RUN/wandb/offline-run-*`.
+    Online runs need `wandb login`."""
     wandb_project: str = "triaxial"
     """Name of the W&B project."""
     wandb_name: str = ""

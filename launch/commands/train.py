@@ -10,6 +10,7 @@ from launch.processes.environment import ClusterEnvironment
 from launch.processes.local_launch import launch_local
 from launch.processes.restarts import OUTAGE_S, RestartPolicy
 from launch.runs.history import furthest_step
+from launch.training.wandb_account import check_wandb_account
 from parallel.layout.layout import Layout
 
 
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
         layout = layout_of(config, dry_run_options.world_size_of(args, config), option=option)
         return _dry_run(args, config, layout)
     own_output(waits=False)
+    if environment.world_size == 1:  # ranks of a job leave it to their launcher, or to rank 0's client
+        check_wandb_account(config)
     if args.nproc is not None:
         return launch_ranks(args, config)
     if args.max_restarts is not None:

@@ -51,13 +51,17 @@ def train(
     one raises KeyboardInterrupt. ConfigError: a mistake in the recipe or its data.
     """
     from launch.training.train_rank import run_rank
+    from launch.training.wandb_account import check_wandb_account
 
     given = without_replaced(read_toml(find_recipe(str(recipe))), _with({}, settings))
     config = build_run_config(_with(given, settings))
     if objective is not None:
         config = dataclasses.replace(config, objective=objective)
+    environment = ClusterEnvironment.from_environment()
+    if environment.world_size == 1:
+        check_wandb_account(config)
     with _interruptible() as stop:
-        run_rank(config, ClusterEnvironment.from_environment(), resume=None, stop=stop)
+        run_rank(config, environment, resume=None, stop=stop)
     summary = decode_json(read_text(config.run.directory / "train_summary.json"))
     return TrainedRun(
         directory=config.run.directory,

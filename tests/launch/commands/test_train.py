@@ -244,3 +244,29 @@ def test_a_full_disk_while_saving(tiny_corpus, tmp_path, small_disk):
     again = triaxial("train", tiny_corpus.recipe, "--run.directory", elsewhere, "--metrics.wandb", "disabled")
     assert again.returncode == 0, again.stderr
     assert "resumed from" in again.stdout
+
+
+def test_a_run_that_records_online_without_a_key_starts_no_rank(tiny_corpus, tmp_path):
+    alone = {
+        "HOME": str(tmp_path),
+        "NETRC": "/nonexistent",
+        "WANDB_API_KEY": "",
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+    }
+    words = [
+        "train",
+        tiny_corpus.recipe,
+        "--run.directory",
+        tmp_path / "run",
+        "--metrics.wandb",
+        "online",
+        "--nproc",
+        2,
+    ]
+    done = subprocess.run(
+        [*TRIAXIAL, *map(str, words)], capture_output=True, text=True, timeout=250, env=ENVIRONMENT | alone, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "metrics.wandb = 'online' is invalid" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,64 @@
+"""A run that asks to record online is refused without a usable key before anything starts. The client is real."""
+
+import subprocess
+import sys
+
+import pytest
+
+CHECK = """
+import sys
+from launch.config.run_config import read_run_config
+from launch.training.wandb_account import check_wandb_account
+check_wandb_account(read_run_config("gpt3_125m", ["--metrics.wandb", sys.argv[1], "--run.directory", sys.argv[2]]))
+print("accepted")
+"""
+KEY = "0123456789" * 4
+UNREACHABLE = "http://127.0.0.1:9"
+
+
+def checked(tmp_path, mode="online", **settings):
+    """The last line of a check in a process of its own, which finds none of this person's keys."""
+    home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_BASE_URL": UNREACHABLE, "PATH": "/usr/bin"}
+    words = [sys.executable, "-c", CHECK, mode, str(tmp_path / "run")]
+    done = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**home, **settings},
+        stdin=subprocess.DEVNULL,
+    )
+    return (done.stdout + done.stderr).strip().splitlines()[-1]
+
+
+def test_a_missing_key_is_told_with_what_to_do(tmp_path):
+    line = checked(tmp_path)
+    assert "metrics.wandb = 'online' is invalid: Weights & Biases has no API key here. Run `wandb login`" in line
+    assert "--metrics.wandb offline" in line
+
+
+def test_a_key_of_the_wrong_form_is_told_without_the_key(tmp_path):
+    line = checked(tmp_path, WANDB_API_KEY="hunter2")
+    assert "is invalid: WANDB_API_KEY invalid: API key must have 40+ characters, has 7. Run `wandb login`" in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [("online", {"WANDB_API_KEY": KEY}), ("offline", {}), ("disabled", {}), ("online", {"WANDB_MODE": "offline"})],
+)
+def test_a_key_in_a_variable_and_runs_that_need_none_are_accepted_without_a_network(tmp_path, mode, settings):
+    assert checked(tmp_path, mode, **settings) == "accepted"
+
+
+def test_a_key_in_netrc_is_accepted(tmp_path):
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1:9\n  login user\n  password {KEY}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert checked(tmp_path) == "accepted"
+
+
+def test_a_run_that_continues_is_not_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 3, "loss": 5.0}\n')
+    assert checked(tmp_path) == "accepted"
