@@ -3,13 +3,13 @@
     python benchmarks/entrance.py shakespeare.txt [--nanogpt FOLDER] [--litgpt PYTHON --tokenizer FOLDER] [--rounds 5]
 
 Each round makes a fresh copy of this checkout and runs `triaxial init`, `prepare` and `train` with default settings,
-until `train` prints its first loss. Python and its packages are installed already: the interpreter that runs this
-script is used. With `--nanogpt`, a checkout of nanoGPT does the same job in the same rounds, by the commands of its
-README for a computer without a GPU: the text is copied to where its script looks for it, as characters instead of byte
-pairs. With `--litgpt`, the Python of an environment with litgpt, so does litgpt, by its README's way to pretrain on
-one's own texts, with its smallest model. That way begins with `litgpt download`, for a tokenizer. Here the folder of a
-tokenizer is copied instead, which needs no network and less time. The models are not the same, so only the way to the
-first loss is compared.
+until `train` prints its first loss; and once more by `triaxial init --train`, which does all three. Python and its
+packages are installed already: the interpreter that runs this script is used. With `--nanogpt`, a checkout of nanoGPT
+does the same job in the same rounds, by the commands of its README for a computer without a GPU: the text is copied to
+where its script looks for it, as characters instead of byte pairs. With `--litgpt`, the Python of an environment with
+litgpt, so does litgpt, by its README's way to pretrain on one's own texts, with its smallest model. That way begins
+with `litgpt download`, for a tokenizer. Here the folder of a tokenizer is copied instead, which needs no network and
+less time. The models are not the same, so only the way to the first loss is compared.
 
 The output has the seconds of each command and their sum, as wall time and as processor time of all its processes. Its
 last line is JSON: the medians of the sums, and each peer's divided by ours.
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="a folder with tokenizer.json and its configuration, for litgpt")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    ways = [triaxial(args.text.resolve())]
+    ways = [triaxial(args.text.resolve()), triaxial_at_once(args.text.resolve())]
     if args.nanogpt is not None:
         ways.append(nanogpt(args.text.resolve(), args.nanogpt.resolve()))
     if args.litgpt is not None:
@@ -127,6 +127,12 @@ def triaxial(text: Path) -> Way:
         ("train", *module, "train", f"runs/{text.stem}/train.toml"),
     )
     return Way(sys.executable, "triaxial", commands, 0, clone)
+
+
+def triaxial_at_once(text: Path) -> Way:
+    """The same in one command."""
+    command = ("init --train", "-m", "launch.main", "init", str(text), "--train")
+    return Way(sys.executable, "triaxial init --train", (command,), 0, triaxial(text).setup)
 
 
 def nanogpt(text: Path, checkout: Path) -> Way:
