@@ -36,7 +36,7 @@ class ProgressBars:
         live = self.console.is_terminal
         columns = (
             TextColumn("{task.description:<18}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=max(8, min(30, self.console.width - 58))),  # a narrow terminal has room for words
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[said]}"),
@@ -48,7 +48,7 @@ class ProgressBars:
 
             def say() -> None:
                 if live:
-                    bars.update(bar, completed=follow.n_done, said=", ".join(follow.words()))
+                    bars.update(bar, completed=follow.n_done, said=", ".join(follow.words(time_first=True)))
                 else:
                     self.console.print(follow.line(), highlight=False, markup=False)
 
@@ -97,12 +97,15 @@ class StageProgress:
         self.n_done += n
         self._waiting = waiting
 
-    def words(self) -> list[str]:
-        """Documents, documents a second, time left and the longest task, each where it is known."""
+    def words(self, *, time_first: bool = False) -> list[str]:
+        """Documents, documents a second, time left and the longest task, each where it is known.
+
+        `time_first`: begin with the time left, since a terminal cuts off the end of a long line.
+        """
         words = self._documents_words()
         left_s = self.left_s()
         if left_s is not None:
-            words.append(f"{span(left_s)} left")
+            words.insert(0 if time_first else len(words), f"{span(left_s)} left")
         busy = self._longest()
         if busy is not None and busy.elapsed_s > _LONG_S:
             words.append(f"longest: {busy.name}, for {span(busy.elapsed_s)} ({busy.where})")

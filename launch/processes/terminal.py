@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
+    Task,
     TaskID,
     TaskProgressColumn,
     TextColumn,
@@ -17,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
+from rich.table import Column
+from rich.text import Text
 
 from gpt.errors import ConfigError, escaped, one_line
 from gpt.telemetry.screen import human_duration
@@ -58,6 +61,8 @@ class WorkProgress:
 
     def start(self, title: str, *, total: float | None = None) -> None:
         """Start the next piece of work. Its total, in any unit, may become known later."""
+        if self._bars is not None and self._bar is not None and not self._total:
+            self._bars.remove_task(self._bar)  # it would seem to run on
         self._title, self._done, self._total = title, 0.0, total or 0.0
         self._started_at = self._line_at = time.monotonic()
         self._line_at += FIRST_LINE_S - EVERY_S
@@ -96,10 +101,20 @@ def work_progress(*, shows: bool = True) -> Iterator[WorkProgress]:
     if not (shows and console.is_terminal) or console.is_dumb_terminal:
         yield WorkProgress(None, is_shown=shows)
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
-    times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, *times, console=console, transient=True) as bars:
+    bar_width = max(6, min(40, console.width - 60))  # a narrow terminal needs the room for words
+    title = Column(no_wrap=True, max_width=max(1, console.width - bar_width - 28))  # what the other columns leave
+    columns = (TextColumn("{task.description}", markup=False, table_column=title), BarColumn(bar_width=bar_width))
+    with Progress(
+        *columns, TaskProgressColumn(), TimeElapsedColumn(), _TimeLeft(), console=console, transient=True
+    ) as bars:
         yield WorkProgress(bars)
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time left at the speed so far, or nothing while that is unknown."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.time_remaining is None else Text.assemble(super().render(task), " left")
 
 
 @contextmanager

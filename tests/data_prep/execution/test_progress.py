@@ -28,6 +28,9 @@ def test_the_time_left_is_estimated_from_bytes_or_else_from_tasks(monkeypatch):
         each.advance([Counts("read", 50, 50), Counts("extract", 50, 50)], n_bytes)
     assert by_bytes.left_s() == pytest.approx(90.0)  # a tenth of the bytes in 10 s
     assert by_tasks.left_s() == pytest.approx(50.0)  # one of six tasks in 10 s
+    assert by_tasks.words(time_first=True) == ["50 s left", "50 documents", "5 documents/s"], (
+        "a terminal cuts off the end"
+    )
     assert by_tasks.line() == "extract: 5 of 10 tasks, 50 documents, 5 documents/s, 50 s left"
     by_bytes.advance([], 400)
     assert by_bytes.left_s() == pytest.approx(10.0)

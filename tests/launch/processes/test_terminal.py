@@ -102,3 +102,34 @@ def test_a_terminal_shows_a_bar_that_vanishes(term):
     assert "reading back and comparing" in shown
     assert re.search(r"writing \[tensors\].*100%", shown)
     assert shown.endswith("\x1b[2K"), "the bar is erased"
+
+
+NARROW = """
+from launch.processes.terminal import work_progress
+with work_progress() as progress:
+    progress.start("measuring 5 kinds of ranks")
+    progress.update(0)
+    progress._bars.refresh()
+    progress.update(1, total=4)
+    progress._bars.refresh()
+    clock = progress._bars.tasks[0].get_time
+    progress._bars.tasks[0].get_time = lambda: clock() + 60
+    progress.update(2)
+    progress._bars.refresh()
+"""
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_bar_leaves_room_for_its_title_and_names_no_unknown_time(columns):
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "PYTHONPATH": os.getcwd()}
+    subprocess.run([sys.executable, "-c", NARROW], env=environment, stderr=follower, check=True, timeout=100)
+    os.close(follower)
+    os.set_blocking(leader, False)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", os.read(leader, 1 << 16).decode())
+    os.close(leader)
+    drawn = [line.rstrip() for line in re.split(r"[\r\n]+", shown) if line.strip()]
+    assert max(map(len, drawn)) <= columns
+    assert all(line.startswith("measuring 5 kinds of") for line in drawn), drawn
+    assert "left" not in drawn[0], "no total, no time"
+    assert re.search(r"50%.* \d:\d\d:\d\d left$", drawn[-1]), drawn[-1]
