@@ -134,6 +134,8 @@ def texts(n: int) -> dict[str, str]:
         "blanks": " " * n,
         "equal letters": "a" * n,
         "one word of random letters": "".join(rng.choices(letters, k=n)),
+        "a tab before each letter": "\ta" * (n // 2),  # a token a byte
+        "digits": "".join(rng.choices("0123456789", k=n)),
         "base64": "".join(rng.choices(f"{letters}{letters.upper()}0123456789+/", k=n)),
         "Chinese characters": "".join(map(chr, rng.choices(range(0x4E00, 0x9FA0), k=n // 3))),
     }

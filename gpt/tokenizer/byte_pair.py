@@ -8,8 +8,7 @@ Only GPT-2's rule is implemented here; other vocabularies can be used as a Huggi
 import base64
 import binascii
 import hashlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpt.errors import ConfigError, import_extra
+from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 from gpt.files.regular import read_bytes
-from gpt.tokenizer.long_texts import LONG, MAX_PART, PART, cut_text, neighbours
+from gpt.tokenizer.pairs import WORDS, BytePairs
 
 END_OF_DOCUMENT = "<|endoftext|>"
-# GPT-2's rule 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ as tiktoken
-# 0.14 writes it: it finds the same pieces without backtracking.
-_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-_BLANK = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # the rule's \s
-_MANY_BLANKS = re.compile(f"(?<![{_BLANK}])[{_BLANK}]{{{PART},}}")  # tiktoken cannot backtrack over a million of them
-_A_BLANK = re.compile(f"[{_BLANK}]")
 # SHA-256 of the ordered ranks that OpenAI publishes (tiktoken_ext/openai_public.py): (name, end-of-document id).
 _RANK_FILES = {
     "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": ("r50k_base", 50256),  # GPT-2, GPT-3
@@ -52,26 +45,22 @@ class BytePairTokenizer:
     def __init__(self, files: Sequence[Path]) -> None:
         contents = [read_bytes(path) for path in files]
         vocabulary = _from_ranks(files[0], contents[0]) if len(files) == 1 else _from_merges(files, contents)
-        tiktoken = import_extra("tiktoken", extra="data")
         self.name = files[-1].name
         self.ranks = vocabulary.ranks  # token bytes -> id, without the end of document; merges happen in this order
         self.end_of_document_id = vocabulary.end_of_document_id
         self.vocab_size = len(vocabulary.ranks) + 1
         self.fingerprint = _fingerprint(contents)
-        self._model: Any = tiktoken.Encoding(
+        self._pairs = BytePairs(
             self.name,
-            pat_str=_WORDS,
-            mergeable_ranks=vocabulary.ranks,
+            vocabulary.ranks,
+            words=WORDS,
             special_tokens={END_OF_DOCUMENT: vocabulary.end_of_document_id},
         )
-
-        self._inside = neighbours(vocabulary.ranks)
+        self._model: Any = self._pairs.model
 
     def encode(self, text: str) -> list[int]:
         """Encode a text. A lone surrogate is read as U+FFFD."""
-        if len(text) <= LONG:
-            return list(self._model.encode_ordinary(text))
-        return [i for part in self._parts(text) for i in self._model.encode_ordinary(part)]
+        return self._pairs.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode each text on the caller's thread."""
@@ -79,43 +68,7 @@ class BytePairTokenizer:
 
     def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Encode each text as a read-only array (n,). Faster than lists: no id becomes a Python object."""
-        return [
-            self._array(text)
-            if len(text) <= LONG
-            else np.concatenate([self._array(part) for part in self._parts(text)])
-            for text in texts
-        ]
-
-    def _array(self, text: str) -> npt.NDArray[np.uint32]:
-        try:
-            ids: npt.NDArray[np.uint32] = self._model.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError:  # a lone surrogate, which encode_ordinary replaces
-            return np.array(self.encode(text), dtype=np.uint32)
-        return ids
-
-    def _parts(self, text: str) -> Iterator[str]:
-        """Cut a long text without a change of its tokens.
-
-        A run of blanks is a separate piece, except for its last blank if a word follows, so it can be taken out.
-        """
-        start = 0
-        for run in _MANY_BLANKS.finditer(text):
-            stop = run.end() if run.end() == len(text) else run.end() - 1
-            if start < run.start():
-                yield from cut_text(text[start : run.start()], self._may_cut)
-            yield from (text[i : min(i + MAX_PART, stop)] for i in range(run.start(), stop, MAX_PART))
-            start = stop
-        if start < len(text):
-            yield from cut_text(text[start:], self._may_cut)
-
-    def _may_cut(self, text: str, at: int) -> bool:
-        """Return whether a word ends before `at`, or two letters of a word that no token has together meet there."""
-        first, second = text[at - 1], text[at]
-        if _A_BLANK.match(second):
-            return not _A_BLANK.match(first)
-        if not (first.isalpha() and second.isalpha()) or text[at - 2] == "'":  # 'll and the like are not cut
-            return False
-        return (first.encode("utf-8", "replace")[-1], second.encode("utf-8", "replace")[0]) not in self._inside
+        return [self._pairs.encode_array(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids. The end-of-document token is left out. ConfigError: an id is outside the vocabulary."""

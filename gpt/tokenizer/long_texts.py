@@ -82,3 +82,10 @@ def between_pieces(model: Any) -> MayCut | None:
         return tuple(text[at - 1 : at + 1].replace(" ", _SPACE_MARK)) not in inside
 
     return may_cut
+
+
+def without_surrogates(text: str) -> str:
+    """Return the text with U+FFFD for each lone surrogate, which UTF-8 cannot represent."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -14,9 +14,10 @@ import numpy.typing as npt
 from gpt.errors import ConfigError, import_extra
 from gpt.files.atomic import open_replacement
 from gpt.files.regular import read_bytes
+from gpt.tokenizer.byte_level import LongTexts
 from gpt.tokenizer.byte_pair import END_OF_DOCUMENT, BytePairTokenizer
 from gpt.tokenizer.faults import library_faults
-from gpt.tokenizer.long_texts import LONG, between_pieces, encode_parts
+from gpt.tokenizer.long_texts import LONG, between_pieces, encode_parts, without_surrogates
 
 _END_NAMES = (END_OF_DOCUMENT, "</s>", "<|end_of_text|>", "<eos>")  # of GPT-2, Llama 2, Llama 3 and Gemma
 _SPACE_MARK = "\u2581"  # sentencepiece writes a space as this character; the character itself is a special case
@@ -134,7 +135,7 @@ class SentencePieceTokenizer:
         return encode_parts(texts, self._encode, self._may_cut)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        clean = [_without_surrogates(text) for text in texts]
+        clean = [without_surrogates(text) for text in texts]
         with library_faults(f"{self.name} cannot encode a text"):
             ids: list[list[int]] = self._model.encode(clean, num_threads=1)
             if not self._mark_ids:
@@ -164,6 +165,7 @@ class HuggingFaceTokenizer:
             self._model.encode_special_tokens = True  # a page with the text <|endoftext|> must not end its document
             self._model.no_padding()
             self._model.no_truncation()
+            self._long_texts = LongTexts(self._model)
             # This is not the number of tokens: some files skip ids, and others give two tokens the same id.
             self.vocab_size: int = max(self._model.get_vocab(with_added_tokens=True).values(), default=-1) + 1
             known = [i for name in _END_NAMES if (i := self._model.token_to_id(name)) is not None]
@@ -186,11 +188,14 @@ class HuggingFaceTokenizer:
         return [ids.tolist() for ids in self.encode_arrays(texts)]
 
     def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """Encode each text as an array (n,)."""
-        return encode_parts(texts, self._encode, self._may_cut if self._adds_nothing else None)
+        """Encode each text as an array (n,): a long one by tiktoken, where the tokens are the same for certain."""
+        long = [self._long_texts.encode(text) for text in texts]
+        rest = [text for text, ids in zip(texts, long, strict=True) if ids is None]
+        others = iter(encode_parts(rest, self._encode, self._may_cut if self._adds_nothing else None))
+        return [next(others) if ids is None else ids for ids in long]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        clean = [_without_surrogates(text) for text in texts]
+        clean = [without_surrogates(text) for text in texts]
         with library_faults(f"{self.name} cannot encode a text"):
             return [encoding.ids for encoding in self._model.encode_batch_fast(clean, add_special_tokens=False)]
 
@@ -264,7 +269,7 @@ def train_sentencepiece(
 def _training_lines(texts: Iterator[str]) -> Iterator[str]:
     """Split texts at control characters: sentencepiece reserves tab and NUL, and reads line by line."""
     for text in texts:
-        for line in re.split(r"[\x00-\x1f\x7f\u2581]+", _without_surrogates(text)):
+        for line in re.split(r"[\x00-\x1f\x7f\u2581]+", without_surrogates(text)):
             for start in range(0, len(line), _MAX_LINE):
                 yield line[start : start + _MAX_LINE]
 
@@ -289,9 +294,3 @@ def _check_ids(ids: Sequence[int], tokenizer: Tokenizer) -> None:
     for i in ids:
         if not 0 <= int(i) < tokenizer.vocab_size:
             raise ConfigError(f"token id {int(i)} is outside the {tokenizer.vocab_size} pieces of {tokenizer.name}")
-
-
-def _without_surrogates(text: str) -> str:
-    if text.isascii():
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
