@@ -23,7 +23,8 @@ class Batch:
     loss does not count. `positions` (n, t) int64, counted from 0 in each row if absent. `segment_ids` (n, t) int64:
     attention stays within equal ids, and no id may come back in a row after another; PADDING, which may, marks
     positions that hold nothing. `row_keys` (n,) int32: from them dropout draws its masks; absent, nothing is dropped.
-    `extra`: further tensors for the loss.
+    `lengths` (n,) int64: positions of each row before its padding, which an engine may leave out of its work; values of
+    left out positions are 0. `extra`: further tensors for the loss.
     """
 
     inputs: Tensor
@@ -32,6 +33,7 @@ class Batch:
     positions: Tensor | None = None
     segment_ids: Tensor | None = None
     row_keys: Tensor | None = None
+    lengths: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=lambda: NO_EXTRA)
 
     def __len__(self) -> int:
@@ -46,6 +48,7 @@ class Batch:
             "positions": self.positions,
             "segment_ids": self.segment_ids,
             "row_keys": self.row_keys,
+            "lengths": self.lengths,
         }
         extra = {f"{_EXTRA}{name}": tensor for name, tensor in self.extra.items()}
         return {name: tensor for name, tensor in named.items() if tensor is not None} | extra
@@ -91,6 +94,17 @@ class Batch:
         mask = torch.ones(self.inputs.shape[:2], dtype=torch.bool) if mask is None else mask.clone()
         mask[list(rows)] = False
         return replace(self, loss_mask=mask)
+
+
+def counted_rows(targets: Tensor) -> Tensor | None:
+    """The indices of the targets (n,) that are not IGNORE, in order, at least one; None on a GPU.
+
+    A GPU would have to tell the host how many there are. The fake tensors of a dry run keep all too.
+    """
+    if type(targets) is not Tensor or targets.device.type != "cpu":
+        return None
+    rows = (targets != IGNORE).nonzero().squeeze(1)
+    return rows if rows.numel() else rows.new_zeros(1)
 
 
 def counted_targets(batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gpt.losses.base import Loss, LossTotals, VocabShard, VocabularyOutputs
-from gpt.losses.batch import Batch, counted_targets
+from gpt.losses.batch import Batch, counted_rows, counted_targets
 from gpt.losses.linear_cross_entropy import Exponentials, exponentials_in_place, linear_cross_entropy
 from gpt.losses.marks import IGNORE
 from gpt.losses.token_log_probs import token_log_probs
@@ -34,22 +34,11 @@ def next_token_loss(
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)  # (n, d), (n,)
     if not torch.is_grad_enabled():  # the autograd function cannot see this and would compute gradients
         hidden, weight, z_loss = hidden.detach(), weight.detach(), 0.0
-    if few_counted:
-        hidden, targets = _counted(hidden, targets)
+    rows = counted_rows(targets) if few_counted else None
+    if rows is not None:  # the head runs on these tokens alone
+        hidden, targets = hidden.index_select(0, rows), targets[rows]
     total, reported, penalty = linear_cross_entropy(hidden, weight, targets, shard, z_loss=z_loss, in_place=in_place)
     return LossTotals(total, (targets != IGNORE).sum(), reported, {"z_loss": penalty} if z_loss else {})
-
-
-def _counted(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens whose targets count, in order, so that the head runs on them alone; at least one token.
-
-    On a CPU only: a GPU would have to tell the host how many there are. The fake tensors of a dry run keep all.
-    """
-    if type(targets) is not Tensor or targets.device.type != "cpu":
-        return hidden, targets
-    rows = (targets != IGNORE).nonzero().squeeze(1)
-    rows = rows if rows.numel() else rows.new_zeros(1)
-    return hidden.index_select(0, rows), targets[rows]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt.losses.base import VocabShard, VocabularyOutputs
+from gpt.losses.batch import counted_rows
 from gpt.losses.linear_cross_entropy import chunk_tokens
 from gpt.losses.marks import IGNORE
 
@@ -19,7 +20,8 @@ def token_log_probs(outputs: VocabularyOutputs, targets: Tensor, *, temperature:
 
     `targets` (b, t). The probabilities are those of logits / temperature, as a sampler with this temperature has them.
     Differentiable w.r.t. hidden states and weight. The backward pass computes the logits again, so that not all of them
-    are in memory at once: 5 products of (n, d) with (d, v) in all. All holders of the vocabulary must call it; they
+    are in memory at once: 5 products of (n, d) with (d, v) in all. On a CPU, n counts only the targets that are not
+    IGNORE. All holders of the vocabulary must call it; they
     make 2 reductions a chunk.
     """
     return _compute(outputs, targets, temperature, entropy=False)[0]
@@ -38,10 +40,15 @@ def log_probs_and_entropy(
 def _compute(
     outputs: VocabularyOutputs, targets: Tensor, temperature: float, *, entropy: bool
 ) -> tuple[Tensor, Tensor]:
-    flat = outputs.hidden.reshape(-1, outputs.hidden.size(-1)), outputs.weight, targets.reshape(-1)
+    hidden, flat = outputs.hidden.reshape(-1, outputs.hidden.size(-1)), targets.reshape(-1)
+    rows = counted_rows(flat)
+    chosen = (hidden, flat) if rows is None else (hidden.index_select(0, rows), flat[rows])
     log_probs, entropies = _TokenLogProbs.apply(  # type: ignore[no-untyped-call]
-        *flat, outputs.shard, temperature, entropy
+        chosen[0], outputs.weight, chosen[1], outputs.shard, temperature, entropy
     )
+    if rows is not None:
+        log_probs = log_probs.new_zeros(flat.size(0)).index_copy(0, rows, log_probs)
+        entropies = entropies.new_zeros(flat.size(0)).index_copy(0, rows, entropies) if entropy else entropies
     return log_probs.view_as(targets), entropies.view_as(targets) if entropy else entropies
 
 

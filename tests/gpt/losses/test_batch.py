@@ -17,6 +17,7 @@ def full_batch():
         loss_mask=tokens % 2 == 0,
         positions=torch.arange(T).expand(N, T),
         segment_ids=torch.zeros(N, T, dtype=torch.int64),
+        lengths=torch.tensor([1, 2, 3, 3]),
         extra={"label": torch.arange(N), "targets": torch.ones(N, 2)},
     )
 
@@ -35,6 +36,7 @@ def test_tensors_by_name_make_the_same_batch():
         "loss_mask",
         "positions",
         "segment_ids",
+        "lengths",
         "extra.label",
         "extra.targets",
     }

@@ -140,3 +140,21 @@ def test_the_language_model_loss_has_these_values_and_obeys_the_mask():
     torch.testing.assert_close(values, reference(hidden, weight, targets.masked_fill(~mask, IGNORE))[0])
     total = loss(outputs, Batch(targets, targets, loss_mask=mask)).sum
     torch.testing.assert_close(total, -values.sum())
+
+
+@pytest.mark.parametrize("counted", [0, 5])
+def test_a_cpu_computes_logits_of_counted_targets_alone(monkeypatch, counted):
+    hidden, weight, targets, weights = inputs()
+    index = torch.arange(targets.numel()).view_as(targets)
+    targets = targets.masked_fill((index < 40) | (index >= 40 + counted), IGNORE)
+    rows, original = [], gpt.losses.token_log_probs._logits
+    monkeypatch.setattr(
+        gpt.losses.token_log_probs, "_logits", lambda h, *more: (rows.append(len(h)), original(h, *more))[1]
+    )
+    found = token_log_probs(VocabularyOutputs(hidden, weight, whole_vocabulary(VOCAB)), targets)
+    ours = torch.autograd.grad((found * weights).sum(), (hidden, weight))
+    assert rows == [max(counted, 1)] * 2, "forward and backward"
+    expected, _ = reference(hidden, weight, targets)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for mine, exact in zip(ours, torch.autograd.grad((expected * weights).sum(), (hidden, weight)), strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-12)
