@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from gpt.losses.base import LossTotals, VocabularyOutputs
@@ -17,9 +18,10 @@ from gpt.post_training.ppo_loss import PolicyLoss, policy_terms
 class GroupPolicyLoss:
     """`batch.extra` has `old_log_probs`, `advantages` and, unless `beta` is 0, `reference_log_probs`, all (n, t).
 
-    Each row is one response. `average`: "response" gives each response the same weight, as GRPO's paper does; "token"
-    each token, as DAPO (2503.14476) does. The count is the number of responses or of tokens. Targets, `temperature` and
-    metrics are those of PolicyLoss, and `kl` (k3). Metrics are averaged in the same way as the loss.
+    Each row is one response, or each segment of a packed batch's one row. `average`: "response" gives each response the
+    same weight, as GRPO's paper does; "token" each token, as DAPO (2503.14476) does. The count is the number of
+    responses or of tokens. Targets, `temperature` and metrics are those of PolicyLoss, and `kl` (k3). Metrics are
+    averaged in the same way as the loss.
     """
 
     clip_low: float = 0.2
@@ -45,7 +47,7 @@ class GroupPolicyLoss:
         if self.beta:
             kl = kl_estimate(log_probs, batch.extra["reference_log_probs"], mask, estimator="k3")
             losses, numbers["kl"] = losses + self.beta * kl, kl
-        weights, count = self._weights(mask)
+        weights, count = self._weights(mask, batch.segment_ids)
         total = (losses * weights).sum()
         metrics = {name: (x.detach() * weights).sum() for name, x in numbers.items()}
         return LossTotals(total, count, total.detach(), metrics)
@@ -54,9 +56,13 @@ class GroupPolicyLoss:
         """The log-probability of each response token, (b, t)."""
         return token_log_probs(outputs, counted_targets(batch), temperature=self.temperature)
 
-    def _weights(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _weights(self, mask: Tensor, segment_ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """The weight of each token in the sum (b, t), 0 outside the mask, and the count."""
         if self.average == "token":
             return mask.float(), mask.sum()
-        lengths = mask.sum(1, keepdim=True)
-        return mask / lengths.clamp(min=1), (lengths > 0).sum()
+        if segment_ids is None:
+            lengths = mask.sum(1, keepdim=True)
+            return mask / lengths.clamp(min=1), (lengths > 0).sum()
+        assert len(mask) == 1, "segments of one row"
+        of_segment = torch.bincount(segment_ids[mask], minlength=1)  # (number of responses,)
+        return mask / of_segment[segment_ids.where(mask, 0)].clamp(min=1), (of_segment > 0).sum()

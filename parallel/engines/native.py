@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from gpt.adapters.config import is_adapter
 from gpt.inference.model import InferenceModel
 from gpt.losses.batch import Batch
+from gpt.losses.packed_rows import micro_batches
 from gpt.training.engine import StepResult, Totals
 from gpt.training.objective import Objective
 from parallel.agreement import combine
@@ -91,6 +92,9 @@ class NativeEngine:
             if settings.layout.pipeline > 1
             else None
         )
+        # The multiple of packed micro-batches, None: padded ones, whose shapes pipelines and compiled code need equal.
+        packs = self.mesh.device.type == "cpu" and self.pipeline is None and not settings.parallel.compile
+        self._packs = settings.layout.tensor if packs else None
         self._partial_gradients = False  # gradients that tensor ranks have not added up yet
         self._replica_check: ReplicaCheck | None = None
         self.tensors = NativeTensors(self.parameters, self.optimizer, self._tied_copies, settings.saves_frozen)
@@ -107,7 +111,8 @@ class NativeEngine:
         if self.pipeline is not None:
             self.pipeline.forward_backward(batch, micro_batches=len(batch) // size)
         else:
-            accumulate(self.stages[0], list(batch.split(size)), zero_stage=self.settings.parallel.zero_stage)
+            parts = [part.batch for part in micro_batches(batch, rows=size, multiple=self._packs)]
+            accumulate(self.stages[0], parts, zero_stage=self.settings.parallel.zero_stage)
 
     def optimizer_step(
         self, learning_rate: float, *, flags: tuple[bool, ...] = (), discard: bool = False
@@ -182,6 +187,7 @@ class NativeEngine:
                 self.pipeline,
                 self.mesh,
                 micro_batch_size=self.settings.micro_batch_size,
+                multiple=self._packs,
             )
         self._reshard()
         return values

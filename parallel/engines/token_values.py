@@ -8,24 +8,33 @@ from torch import Tensor
 
 from gpt.losses.base import Loss, SeveralValues
 from gpt.losses.batch import Batch
+from gpt.losses.packed_rows import micro_batches
 from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.stage import ModelStage
 from parallel.layout.mesh import Mesh
 
 
 def values_of_tokens(
-    batch: Batch, stages: Sequence[ModelStage], pipeline: Pipeline | None, mesh: Mesh, *, micro_batch_size: int
+    batch: Batch,
+    stages: Sequence[ModelStage],
+    pipeline: Pipeline | None,
+    mesh: Mesh,
+    *,
+    micro_batch_size: int,
+    multiple: int | None = None,
 ) -> Tensor:
     """(n, t) or (n, t, c) on every rank of a data rank, which must all call it; see Engine.token_values.
 
-    The batch is on the device already. In a pipeline, the last stage sends its values to the others.
+    The batch is on the device already. In a pipeline, the last stage sends its values to the others. `multiple`: see
+    `micro_batches`; None in a pipeline.
     """
     last = mesh.layout.stages - 1
     parts: list[Tensor] = []
-    for part in batch.split(micro_batch_size):
+    for micro_batch in micro_batches(batch, rows=micro_batch_size, multiple=multiple):
+        part = micro_batch.batch
         output = stages[0](part.inputs, part, values=True) if pipeline is None else pipeline.forward(part, values=True)
         if last in mesh.stages:
-            parts.append(output)
+            parts.append(micro_batch.unpack(output))
     if pipeline is None:
         return torch.cat(parts)
     return from_last_stage(parts, batch, mesh, loss=stages[0].loss)

@@ -66,10 +66,10 @@ class Episodes:
         return self.total_tokens - 2
 
     def batch(self, **extra: Tensor) -> Batch:
-        """A batch whose targets are the tokens of responses, with further tensors (n, ...) for the loss."""
+        """A batch whose targets are the tokens of responses, with further tensors (n, t) for the loss."""
         mask = self.mask
         targets = self.tokens.roll(-1, dims=1).masked_fill(~mask, IGNORE)
-        return Batch(self.tokens, targets, loss_mask=mask, extra=extra)
+        return Batch(self.tokens, targets, loss_mask=mask, lengths=self.total_tokens, extra=extra)
 
     def prompts(self) -> list[list[int]]:
         """The prompts as token ids."""

@@ -48,7 +48,9 @@ class ScalarReward:
 
     def scores(self, episodes: Episodes) -> Tensor:
         targets = torch.full_like(episodes.tokens, IGNORE)
-        values = self.engine.token_values(Batch(episodes.tokens, targets)).cpu().double()  # (n, t)
+        values = (
+            self.engine.token_values(Batch(episodes.tokens, targets, lengths=episodes.total_tokens)).cpu().double()
+        )  # (n, t)
         return values.gather(1, (episodes.total_tokens - 1).unsqueeze(1)).squeeze(1)
 
 

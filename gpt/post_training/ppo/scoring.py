@@ -58,8 +58,10 @@ def score(
     if config.missing_end_reward is not None:
         rewards = rewards.where(episodes.ended | ~rewards.isfinite(), config.missing_end_reward)
     mask = episodes.mask & rewards.isfinite()[:, None]
-    log_probs = values_of(models.policy, episodes.batch(), setup, beat).masked_fill(~mask, 0.0)
-    reference = values_of(models.reference, episodes.batch(), setup, beat).masked_fill(~mask, 0.0)
+    # Uncounted episodes are left out as in the updates: the first ratio is exactly 1 for products of equal shapes.
+    batch = episodes.batch().without_rows((~rewards.isfinite()).nonzero().flatten().tolist())
+    log_probs = values_of(models.policy, batch, setup, beat).masked_fill(~mask, 0.0)
+    reference = values_of(models.reference, batch, setup, beat).masked_fill(~mask, 0.0)
     finite = rewards.nan_to_num(0.0, 0.0, 0.0).float()
     if models.value is None:
         assert setup.group is not None
@@ -68,7 +70,7 @@ def score(
         old_values = returns = torch.zeros_like(log_probs)
         advantages = relative[:, None].expand_as(log_probs).where(mask, 0.0)
     else:
-        old_values = values_of(models.value, episodes.batch(), setup, beat).masked_fill(~mask, 0.0)
+        old_values = values_of(models.value, batch, setup, beat).masked_fill(~mask, 0.0)
         penalised = token_rewards(log_probs, reference, finite, mask=mask, last=episodes.last, beta=beta)
         advantages, returns = gae(penalised, old_values, mask, discount=config.discount, gae_lambda=config.gae_lambda)
     parts = exchange(models.policy, moments(advantages, mask).tolist(), writes=setup.writes)

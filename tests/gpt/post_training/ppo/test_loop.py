@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from gpt.errors import ConfigError, MachineFault
+from gpt.losses.batch import Batch
 from gpt.post_training.ppo.config import GRPOConfig, PPOConfig
 from gpt.post_training.ppo.episodes import Episodes, make_episodes
 from gpt.post_training.ppo.measures import correlation, iteration_values
@@ -254,7 +255,19 @@ def test_a_short_run_without_any_reward_ends_with_an_error(bandit: Any, tmp_path
         run.loop.train()
 
 
-def test_what_does_not_count_changes_no_update(bandit: Any, tmp_path: Path) -> None:
+def _recorded(token_values: Any, masks: list[torch.Tensor]) -> Any:
+    """`Engine.token_values` that keeps the loss masks of its batches."""
+
+    def recorded(batch: Batch) -> torch.Tensor:
+        assert batch.loss_mask is not None
+        masks.append(batch.loss_mask)
+        found: torch.Tensor = token_values(batch)
+        return found
+
+    return recorded
+
+
+def test_what_does_not_count_changes_no_update(bandit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither prompts nor padding nor episodes without a reward reach a loss: garbage there changes nothing."""
     run = bandit.make(
         tmp_path,
@@ -267,7 +280,10 @@ def test_what_does_not_count_changes_no_update(bandit: Any, tmp_path: Path) -> N
     loop = run.loop
     source = RolloutSource(loop.setup, loop.models.policy)
     assert source.sample(1, loop.state.loop.skipped, version=0, stop=lambda: False, beat=lambda: None)
+    masks, policy = list[torch.Tensor](), loop.models.policy
+    monkeypatch.setattr(policy, "token_values", _recorded(policy.token_values, masks))
     scored = score(source.read(1), loop.setup, loop.models, beta=0.1, beat=lambda: None)
+    assert torch.equal(masks[0], scored.mask), "scored on the same tokens as updated: the first ratio is exactly 1"
     for make_batch in (policy_batch, value_batch):
         batch = make_batch(scored, slice(0, 8))
         assert batch.loss_mask is not None
