@@ -29,7 +29,8 @@ def apply_data_parallel(stage: ModelStage, parallel: ParallelConfig, mesh: Mesh)
     shard(stage, mp_policy=outer, reshard_after_forward=parallel.zero_stage == 3 and parallel.pipeline > 1)
     for module in stage.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # losses are sums: gradients add up and are divided once, at the end
+            if mesh.data.size() > 1:  # on one rank, FSDP would divide a copy of each gradient by 1
+                module.set_gradient_divide_factor(1.0)  # losses are sums: gradients are divided once, at the end
             module.set_force_sum_reduction_for_comms(True)
             _compute_on_local_tensors(module)
 
