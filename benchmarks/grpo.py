@@ -3,9 +3,10 @@
     python benchmarks/grpo.py [--layers 30] [--rounds 5] [--steps 1] [--precision bf16] [--json FILE]
 
 The model has the shape of SmolLM2-135M, with random weights, equal for both. Prompts have random tokens. Random weights
-hardly ever write the end token, so nearly every response has `--response-tokens` tokens; the counts are reported. A
-step samples `--prompts` prompts with `--group` responses each, scores them by one Python function of texts, computes
-the log-probabilities of policy and reference, and makes one update in micro-batches of `--micro-batch` responses. Both
+hardly ever write the end token, so nearly every response has `--response-tokens` tokens; the counts are reported. With
+`--varied`, both sides end the responses of a step at lengths from an eighth of it to all of it, evenly spread. A step
+samples `--prompts` prompts with `--group` responses each, scores them by one Python function of texts, computes the
+log-probabilities of policy and reference, and makes one update in micro-batches of `--micro-batch` responses. Both
 sample with their own generation: neither uses vLLM.
 """
 
@@ -14,7 +15,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--group", type=int, default=8, help="responses to a prompt")
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--response-tokens", type=int, default=96)
+    parser.add_argument("--varied", action="store_true", help="end responses at lengths from 1/8 of the limit to all")
     parser.add_argument("--micro-batch", type=int, default=4, help="responses of a forward pass")
     parser.add_argument("--steps", type=int, default=1, help="steps of a block")
     parser.add_argument("--rounds", type=int, default=5)
@@ -120,7 +123,26 @@ def timed_block(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
         learning_rate=LEARNING_RATE,
         precision=args.precision,
         seed=SEED,
+        given_lengths=lengths(args),
     )
+
+
+def lengths(args: argparse.Namespace) -> list[int]:
+    """The lengths of the responses of a step, in a random order; none unless they are varied."""
+    if not args.varied:
+        return []
+    spread = np.linspace(args.response_tokens / 8, args.response_tokens, args.prompts * args.group)
+    return np.random.default_rng(SEED).permutation(spread.round().astype(int)).tolist()
+
+
+@dataclass(frozen=True)
+class GivenLengths(RolloutSource):
+    """Rollouts whose responses have given lengths, unless they end earlier."""
+
+    left: Iterator[int]
+
+    def room(self, prompt: list[int]) -> int:
+        return next(self.left)
 
 
 def prompts(args: argparse.Namespace) -> list[list[int]]:
@@ -159,6 +181,8 @@ def our_block(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
         nonlocal step
         step += 1
         source = RolloutSource(setup, models.policy)
+        if args.varied:
+            source = GivenLengths(setup, models.policy, iter(lengths(args)))
         quiet = {"stop": lambda: False, "beat": lambda: None}
         source.sample(step, SkippedData.stated(()), version=step - 1, **quiet)
         found = source.read(step).trimmed(setup.trim_to)

@@ -4,6 +4,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ppo_trl_peer
+import torch
 from sft_peer import Clock, llama
 
 from gpt.errors import import_extra
@@ -41,8 +43,12 @@ def trl_step(
     learning_rate: float,
     precision: str,
     seed: int,
+    given_lengths: list[int],
 ) -> Callable[[], dict[str, Any]]:
-    """A function that trains `steps` steps more, after one whose time does not count. No gradient checkpointing."""
+    """A function that trains `steps` steps more, after one whose time does not count. No gradient checkpointing.
+
+    `given_lengths`: of the responses of a step, or empty for those that the model gives.
+    """
     names = ("transformers", "trl", "datasets")
     transformers, trl, datasets = (import_extra(name, extra="benchmarks") for name in names)
     transformers.logging.set_verbosity_error()
@@ -84,6 +90,8 @@ def trl_step(
         processing_class=_tokenizer(),
         callbacks=[clock.callback],
     )
+    if given_lengths:
+        _end_at(transformers, trainer.model, given_lengths)
 
     def block() -> dict[str, Any]:
         clock.ends.clear()
@@ -95,6 +103,18 @@ def trl_step(
         return {"train_s": train_s, "train_cpu_s": train_cpu_s, "episodes": steps * episodes, "tokens": tokens}
 
     return block
+
+
+def _end_at(transformers: Any, model: Any, lengths: list[int]) -> None:
+    """End the responses of each `generate` at these lengths."""
+    original = model.generate
+
+    def generate(input_ids: torch.Tensor, **settings: Any) -> Any:
+        assert len(input_ids) == len(lengths), "a step samples all of its responses at once"
+        end = ppo_trl_peer.EndAt(lengths, input_ids.size(1), end_id=0)
+        return original(input_ids=input_ids, **settings, logits_processor=transformers.LogitsProcessorList([end]))
+
+    model.generate = generate
 
 
 def _tokenizer() -> Any:
