@@ -31,6 +31,8 @@ STRATEGIES = {  # shares of random, above, uncertain; the rank from which `above
     "paper, top 200": ((1.0, 1.0, 1.0), 200),
     "shares 1 4 4, top 200": ((1.0, 4.0, 4.0), 200),
     "shares 1 9 0, no draw": ((1.0, 9.0, 0.0), 1),
+    "shares 1 0 9": ((1.0, 0.0, 9.0), None),
+    "shares 0 0 1": ((0.0, 0.0, 1.0), None),
 }
 PEERS = ("LeastConfidence", "PredictionEntropy", "DiscriminativeActiveLearning", "ContrastiveActiveLearning")
 

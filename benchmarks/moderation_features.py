@@ -21,10 +21,26 @@ from moderation_data import samples, tweets
 
 from gpt.model.gpt import GPT
 from gpt.moderation.frozen.trunk_features import layer_features
-from gpt.tokenizer.tokenizers import load_tokenizer
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from launch.runs.saved_run import load_run
 
 CHUNK = 1000
+
+
+def open_trunk(run: Path, depth: int) -> tuple[GPT, Tokenizer]:
+    """The first `depth` layers of a run in bf16, and its tokenizer."""
+    whole = load_run(run).model
+    trunk = GPT(whole.config, range(depth), last=depth == whole.config.n_layers)  # only the layers that are asked for
+    trunk.load_state_dict({key: value for key, value in whole.state_dict().items() if key in trunk.state_dict()})
+    return trunk.to(torch.bfloat16).eval(), load_tokenizer(next((run / "tokenizer").glob("tokenizer.json")))
+
+
+def tokens_of(texts: list[str], tokenizer: Tokenizer, *, prefix: list[int], max_tokens: int) -> list[np.ndarray]:
+    """Tokens of each text: the prefix, at most `max_tokens` - 1 of its own, and the end-of-document token."""
+    return [
+        np.array([*prefix, *tokens[: max_tokens - 1], tokenizer.end_of_document_id])
+        for tokens in tokenizer.encode_batch(texts)
+    ]
 
 
 def main() -> None:
@@ -41,21 +57,13 @@ def main() -> None:
     parser.add_argument("--no-samples", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    opened = load_run(args.run)
-    whole, depth = opened.model, max(args.layers)
-    trunk = GPT(whole.config, range(depth), last=depth == whole.config.n_layers)  # only the layers that are asked for
-    trunk.load_state_dict({key: value for key, value in whole.state_dict().items() if key in trunk.state_dict()})
-    trunk = trunk.to(torch.bfloat16).eval()
-    tokenizer = load_tokenizer(next((args.run / "tokenizer").glob("tokenizer.json")))
+    trunk, tokenizer = open_trunk(args.run, max(args.layers))
     texts, labels = samples(args.data)
     if args.no_samples:
         texts, labels = [], labels[:0]
     more, hateful, rows = tweets(args.data, None if args.all_tweets else args.tweets, keep_hate=args.keep_hate)
     prefix = [] if args.prefix is None else [args.prefix]
-    ids = [
-        np.array([*prefix, *tokens[: args.max_tokens - 1], tokenizer.end_of_document_id])
-        for tokens in tokenizer.encode_batch([*texts, *more])
-    ]
+    ids = tokens_of([*texts, *more], tokenizer, prefix=prefix, max_tokens=args.max_tokens)
     found = in_chunks(trunk, ids, args, skip=len(prefix))
     np.savez(
         args.file,
