@@ -34,7 +34,7 @@ from launch.reports.facts import (
 from launch.reports.page import report_page
 from launch.reports.policy_health import policy_metrics, policy_prefix
 from launch.reports.written import Emit, add_json_option, check_destination, json_destination, write_page
-from launch.runs.history import RunHistory, read_history
+from launch.runs.history import METRICS, RunHistory, read_history
 
 LAST_EVENTS = 12  # shown on the terminal
 BAR = 30  # characters of a full bar
@@ -84,8 +84,9 @@ def report_run(args: argparse.Namespace, emit: Emit) -> int:
 def show(args: argparse.Namespace, emit: Emit) -> int:
     """The report of one run."""
     with work_progress() as progress:
-        progress.start("reading the run")
-        history, now = read_history(args.run[0]), time.time()
+        metrics = args.run[0] / METRICS
+        progress.start("reading the run", total=metrics.stat().st_size if metrics.is_file() else None)
+        history, now = read_history(args.run[0], advance=progress.advance), time.time()
     console = table_console()
     console.print(Text(f"{history.directory}: {printable(status(history, now=now))}"))
     for problem in history.problems:

@@ -3,7 +3,7 @@
 A run may still be writing, or may have died in the middle of a line. Lines that cannot be read are skipped and counted.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,6 +23,7 @@ from parallel.checkpoint.folders import list_checkpoints, published_step, step_o
 
 METRICS, SUPERSEDED = "metrics.jsonl", "metrics.superseded.jsonl"
 EVENTS, LEDGER, CONFIG, SUMMARY = "events.jsonl", "ledger.jsonl", "config.json", "train_summary.json"
+_REPORTED_BYTES = 1 << 18  # between two calls of `advance`
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,14 @@ class RunHistory:
         return table.get(key) if isinstance(table, dict) else None
 
 
-def read_history(directory: Path) -> RunHistory:
-    """Read a run directory. ConfigError: it is not a directory, or contains no file of a run."""
+def read_history(directory: Path, *, advance: Callable[[int], None] = lambda n_bytes: None) -> RunHistory:
+    """Read a run directory. ConfigError: it is not a directory, or contains no file of a run.
+
+    `advance` gets the bytes of metrics.jsonl that were read since its last call. It is the only file that grows long.
+    """
     check_run_directory(directory)
     problems: list[str] = []
-    takes = read_takes(directory / METRICS, problems)
+    takes = read_takes(directory / METRICS, problems, advance)
     lost = read_takes(directory / SUPERSEDED, problems)
     metrics, lost_here = settle(takes)
     return RunHistory(
@@ -117,10 +121,10 @@ def check_run_directory(directory: Path) -> None:
         raise ConfigError(f"{directory} is not a run directory: it contains none of {', '.join(known)}{meant}")
 
 
-def read_takes(path: Path, problems: list[str]) -> list[Take]:
+def read_takes(path: Path, problems: list[str], advance: Callable[[int], None] = lambda n_bytes: None) -> list[Take]:
     """The metrics of a file. A new take starts wherever the steps go back."""
     takes = MetricsTakes()
-    for record in objects(path, problems):
+    for record in objects(path, problems, advance):
         takes.add(record)
     return takes.takes()
 
@@ -156,12 +160,18 @@ def stored_checkpoints(directory: Path) -> list[StoredCheckpoint]:
     return found
 
 
-def objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+def objects(
+    path: Path, problems: list[str], advance: Callable[[int], None] = lambda n_bytes: None
+) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file of lines. A last line without a newline is still being written."""
-    damaged = 0
+    damaged = unreported = 0
     try:
         with open_regular(path) as lines:
             for line in lines:
+                unreported += len(line)
+                if unreported >= _REPORTED_BYTES:
+                    advance(unreported)
+                    unreported = 0
                 try:
                     record = decode_json(line)
                 except ValueError:

@@ -59,6 +59,14 @@ def test_lines_that_cannot_be_read_are_counted_but_a_last_one_is_being_written(t
     assert problems == ["e: 2 lines that cannot be read, skipped"]
 
 
+def test_the_bytes_of_a_long_file_are_reported_while_it_is_read(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "metrics.jsonl", *((step, 1.0) for step in range(50_000)))
+    size, read = (tmp_path / "metrics.jsonl").stat().st_size, list[int]()
+    read_history(tmp_path, advance=read.append)
+    assert len(read) > 3
+    assert 0.7 * size < sum(read) <= size
+
+
 def test_checkpoints_are_listed_oldest_first(tmp_path: Path) -> None:
     for step, size in ((20, 5), (3, 7)):
         folder = tmp_path / "checkpoints" / f"step-{step:09d}"
