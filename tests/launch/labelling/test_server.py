@@ -5,9 +5,9 @@ import json
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
-from launch.labelling.server import MAX_BODY_BYTES, MAX_CONNECTIONS
+from launch.labelling.server import MAX_BODY_BYTES
+from launch.local_pages.server import MAX_CONNECTIONS
 
 NO = {"A": 0, "B": 0, "L": 0, "L3": 0, "X": 0}
 
@@ -129,18 +129,3 @@ def test_a_flood_and_closed_connections_lose_no_answer(task_of, serving, post, l
             connection.close()
     assert sorted(line["id"] for line in lines()) == sorted(f"t{i}" for i in range(30)), "each once"
     assert capfd.readouterr().err == ""
-
-
-def test_too_many_connections_are_closed(task_of, serving, post):
-    with serving(task_of(1)) as server:
-        address = ("127.0.0.1", server.server_port)
-        idle = [socket.create_connection(address, timeout=60) for _ in range(MAX_CONNECTIONS)]
-        with socket.create_connection(address, timeout=60) as one_more:
-            assert one_more.recv(10) == b""
-        for connection in idle:
-            connection.close()
-        status = None
-        while status is None:  # until the server has seen that the others are gone
-            with suppress(ConnectionError, http.client.HTTPException):
-                status = post(server, server.tokens["ana"], "state")[0]
-        assert status == 200
