@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from launch.moderation_server.batches import BatchQueue, ModelFault, TextScorer
+from launch.moderation_server.connections import Connections
 from launch.moderation_server.forms import (
     analyze_answer,
     analyze_request,
@@ -45,6 +46,9 @@ class ModerationService:
     refused: int = 0
     started_at: float = field(default_factory=time.time)
 
+    def __post_init__(self) -> None:
+        self.connections = Connections(self.limits.max_connections, self.limits.read_timeout_s)
+
     def application(self) -> web.Application:
         """The routes, each behind the checks of `_guard`."""
         app = web.Application(middlewares=[self._guard], client_max_size=self.limits.max_body_bytes)
@@ -58,6 +62,7 @@ class ModerationService:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         started = time.perf_counter()
+        self.connections.has_request(request.protocol)
         self.open_requests += 1
         try:
             response = await self._answer(request, handler)
@@ -194,12 +199,14 @@ async def serve(
             shutdown_timeout=3600,  # of a request that is being answered; the queue is finite
         )
         await runner.setup()
-        site = web.TCPSite(runner, host, port, backlog=1024)
+        assert runner.server is not None
+        listening = service.connections.watched(runner.server)
         try:
-            await site.start()
-            ready(site._server.sockets[0].getsockname()[1])  # type: ignore[union-attr]
+            server = await asyncio.get_running_loop().create_server(listening, host, port, backlog=1024)
+            ready(server.sockets[0].getsockname()[1])
             await stop.wait()
             service.draining = True
+            server.close()
         finally:
             await runner.cleanup()
     return service

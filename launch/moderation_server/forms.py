@@ -1,5 +1,6 @@
 """The two forms of requests and answers: OpenAI's moderation API and Perspective's."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from gpt.errors import ConfigError, did_you_mean
 from gpt.files.json_text import decode_json
 from launch.moderation_server.batches import Scores, TextScorer
 from launch.moderation_server.limits import Refused, ServerLimits, invalid
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.@-]{0,63}")
 
 
 def decode_request(body: bytes) -> dict[str, Any]:
@@ -150,7 +153,8 @@ def analyze_request(body: Mapping[str, Any], attributes: Mapping[str, str], limi
         param = f"requestedAttributes.{name[:64]}"
         if name not in attributes:
             known = ", ".join(attributes)
-            raise invalid(f"requestedAttributes has an unknown name. Use {known}", param="requestedAttributes")
+            shown = f"the unknown name {name}" if _NAME.fullmatch(name) else "an unknown name"  # a text is not quoted
+            raise invalid(f"requestedAttributes has {shown}. Use {known}", param="requestedAttributes")
         if not isinstance(options, dict | None):
             raise invalid(f"{param} must be an object", param=param)
         thresholds[name] = _threshold(options or {}, param)

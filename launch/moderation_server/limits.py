@@ -18,10 +18,12 @@ class ServerLimits:
     """Texts that wait for the model, of all requests."""
     max_requests: int = 1024
     """Requests that are read or answered at the same time."""
+    max_connections: int = 1024
+    """Open connections, also those that have sent no request. More are answered with status 503 and closed."""
     max_batch_bytes: int = 64 << 10
     """Bytes of the texts that the model gets at once, so that a large request does not hold up the small ones."""
     read_timeout_s: int = 30
-    """Time that a client has to send its request."""
+    """Time that a client has to send its request: for the header of a connection's first one, and for a body."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

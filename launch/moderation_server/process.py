@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from gpt.errors import ConfigError
 from launch.moderation_server.app import ANALYZE, HEALTH, MODERATIONS, log, serve
 from launch.moderation_server.batches import TextScorer
 from launch.moderation_server.limits import ServerLimits
+
+_OTHER_FILES = 256  # that a process opens beside its connections
 
 
 def run_server(
@@ -27,6 +30,7 @@ def run_server(
     ConfigError: the address cannot be used.
     """
     _log_to_stderr()
+    _allow_files(limits.max_connections + _OTHER_FILES)
 
     def ready(used: int) -> None:
         shown = f"[{host}]" if ":" in host else host
@@ -70,6 +74,14 @@ def _stop(stop: asyncio.Event, number: int) -> None:
         signal.raise_signal(number)
     print("stopping: answering the requests that have been accepted", flush=True)
     stop.set()
+
+
+def _allow_files(wanted: int) -> None:
+    """Let this process open `wanted` files and connections, as far as the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _log_to_stderr() -> None:

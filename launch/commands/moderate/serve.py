@@ -14,6 +14,7 @@ _LIMITS = {
     "max_text_bytes": "UTF-8 bytes of a text",
     "max_waiting": "texts that wait for the model; requests beyond get status 429",
     "max_requests": "requests at the same time; requests beyond get status 429",
+    "max_connections": "open connections, also without a request; more are closed with status 503",
     "max_batch_bytes": "bytes of the texts that the model gets at once",
     "read_timeout_s": "seconds that a client has to send its request",
 }
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     key = None if args.key_file is None else _key(args.key_file)
     classifier = load_asked_classifier(args)
     names = category_names(classifier.categories, args.name)
-    for note in classifier.notes:
+    for note in classifier.run.notes:
         print(note)
     classifier.scores(["the first batch takes longer than later ones"])
     run_server(

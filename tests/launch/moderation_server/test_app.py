@@ -5,6 +5,7 @@ import json
 import random
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,7 @@ def test_wrong_requests_get_a_clear_answer(server, body, status, code):
         ({"comment": {"text": "a", "type": "HTML"}}, "comment.type"),
         ({"requestedAttributes": {}}, "requestedAttributes"),
         ({"requestedAttributes": {"SPAM": {}}}, "requestedAttributes"),
+        ({"requestedAttributes": {"a text with blanks": {}}}, "requestedAttributes"),
         ({"requestedAttributes": {"A": {"scoreThreshold": 2}}}, "requestedAttributes.A.scoreThreshold"),
         ({"languages": "en"}, "languages"),
         ({"clientToken": 3}, "clientToken"),
@@ -121,6 +123,9 @@ def test_wrong_requests_in_perspectives_form(server, change, field):
     status, found, _ = server.ask(ANALYZE, body)
     assert (status, found["error"]["status"], found["error"]["code"]) == (400, "INVALID_ARGUMENT", 400)
     assert found["error"]["details"][0]["field"] == field
+    assert ("the unknown name SPAM. Use A" in found["error"]["message"]) == ("SPAM" in str(change))
+    if "requestedAttributes" in change and "a text" in str(change):
+        assert "a text" not in str(found)
 
 
 def test_texts_that_are_odd_but_valid_are_scored(server):
@@ -209,6 +214,26 @@ def test_a_flood_is_refused_with_the_time_to_wait():
             assert int(headers["Retry-After"]) >= 1
         assert server.ask(MODERATIONS, {"input": "ab"})[0] == 200
         assert server.ask("/health")[1]["waiting_texts"] == 0
+
+
+def test_connections_without_a_request_have_a_limit_and_a_time():
+    with served([PROGRAM, 0, json.dumps({"max_connections": 20, "read_timeout_s": 2})]) as server:
+        address = ("127.0.0.1", server.port)
+        silent = [socket.create_connection(address, timeout=60) for _ in range(20)]
+        silent[0].sendall(b"POST /v1/moderations HTTP/1.1\r\nHost: x\r\n")  # and no end of its header
+        with socket.create_connection(address, timeout=60) as one_more:
+            answer = one_more.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_many_connections"
+        for one in silent:
+            with suppress(ConnectionResetError):
+                assert one.recv(10) == b""  # the server has closed it
+        kept = http.client.HTTPConnection(*address, timeout=60)
+        assert server.ask(MODERATIONS, {"input": "ab"}, connection=kept)[0] == 200
+        time.sleep(3)  # a connection that has sent a request may wait longer for its next
+        assert server.ask(MODERATIONS, {"input": "ab"}, connection=kept)[0] == 200
+        kept.close()
+        assert server.stop()[0] == 0
 
 
 def test_clients_that_leave_cost_nothing_more():
