@@ -31,7 +31,8 @@ def instructions_page(taxonomy: Taxonomy) -> str:
     title = f"Instructions for labellers: {escaped(taxonomy.label)}"
     rules = [
         "Label each category for itself: a text may be positive for several, or for none.",
-        "If you cannot tell, skip the category. It then counts as unknown, which is better than a guess.",
+        "If you cannot tell, mark the category as unsure (Shift and its letter, or tap it twice). It then counts as "
+        "unknown, which is better than a guess. A category without a mark counts as no.",
         "Judge the text as it stands, not what you think of its author.",
     ]
     if any(category.parent for category in taxonomy.categories):

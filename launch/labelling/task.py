@@ -174,8 +174,12 @@ class LabellingTask:
         if given.get("skipped") is True:
             return text, {**record, "labels": {}, "skipped": True}
         labels, severity = given.get("labels"), given.get("severity") or {}
-        if not isinstance(labels, dict) or set(labels) != set(self.taxonomy.ids) or not isinstance(severity, dict):
-            raise WrongAnswerError("the labels are not those of the taxonomy")
+        if not isinstance(labels, dict) or not isinstance(severity, dict):
+            raise WrongAnswerError("labels and severity must be objects by category")
+        if missing := [one for one in self.taxonomy.ids if one not in labels]:
+            raise WrongAnswerError(f"the labels lack {', '.join(missing)}: give each category 0, 1 or null")
+        if more := next((one for one in labels if one not in self.taxonomy.ids), None):
+            raise WrongAnswerError(f"'{more[:60]}' is no category of {self.taxonomy.label}: the page may be an old one")
         if any(value not in (0, 1, None) or isinstance(value, bool) for value in labels.values()):
             raise WrongAnswerError("a label is 0, 1 or null")
         if any(

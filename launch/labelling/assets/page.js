@@ -148,7 +148,8 @@ function build() {
     const stateText = make("span", { className: "state" });
     const mark = make("button", { className: "mark" }, make("kbd", { textContent: category.key.toUpperCase() }),
       make("span", { className: "name", textContent: category.title || category.id }), stateText);
-    mark.addEventListener("click", (event) => (mark.blur(), state.item && toggle(category, event.shiftKey)));
+    const again = ({ pointerType: by }) => by === "touch" && [1, null].includes(state.marks[category.id]?.value); // a finger
+    mark.addEventListener("click", (event) => (mark.blur(), state.item && toggle(category, event.shiftKey || again(event))));
     const row = make("div", { className: "row" }, mark);
     row.classList.toggle("child", shown.has(category.parent));
     const grades = make("div", { className: "grades" });
@@ -163,7 +164,7 @@ function build() {
   }
   at("who").textContent = `${labeller} · ${taxonomy}`;
   const keys = [...categories.map(({ key, title, id }) => [key.toUpperCase() || "click", title || id]),
-    ["Shift + letter", "unsure: the label stays unknown"]];
+    ["Shift + letter, or tap twice", "unsure: the label stays unknown"]];
   if (categories.some(({ grades }) => grades.length)) keys.push(["0 to 9", "severity of the category marked last"]);
   keys.push(["Enter", "save and go on"], ["→", "skip"], ["← or Backspace", "undo: back to the text before"],
     ["Space", "show a blurred text"], [". (full stop)", "blur texts, or stop blurring"], ["?", "these keys"]);

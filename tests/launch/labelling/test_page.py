@@ -120,6 +120,20 @@ def test_hostile_texts_keys_two_windows_and_a_server_that_is_away(task_of, servi
     ], "an unsure bird leaves the animal unsure"
 
 
+def test_a_finger_can_say_unsure_and_few_categories_leave_no_gap(task_of, serving, browsing):
+    with serving(task_of(2)) as server, browsing() as browser:
+        tab = begun(browser.page(server.urls["ana"], width=400))
+        tap = "document.querySelector('.mark').dispatchEvent(new PointerEvent('click', {pointerType: 'touch'}))"
+        found = []
+        for _ in range(3):
+            tab.value(tap)
+            found.append(tab.value("document.querySelector('.mark').getAttribute('aria-pressed')"))
+        assert found == ["true", "mixed", "false"]
+        gap = "document.getElementById('about').getBoundingClientRect().top"
+        end = "[...document.querySelectorAll('#categories .row')].at(-1).getBoundingClientRect().bottom"
+        assert tab.value(f"{gap} - {end}") < 24  # pixels
+
+
 def test_the_page_runs_its_own_script_only(taxonomy, hostile):
     page = labelling_page(taxonomy, labeller=hostile, blur=False)
     assert page.count("<script") == 2

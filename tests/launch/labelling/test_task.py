@@ -133,9 +133,9 @@ def test_threads_answer_every_text_once(task_of, lines):
     ("given", "why"),
     [
         ({"id": "t9"}, "unknown text"),
-        ({"labels": {"A": 1}}, "not those of the taxonomy"),
-        ({"labels": {**NO, "Z": 1}}, "not those of the taxonomy"),
-        ({"labels": [1]}, "not those of the taxonomy"),
+        ({"labels": {"A": 1}}, "the labels lack B"),
+        ({"labels": {**NO, "Z": 1}}, "'Z' is no category of"),
+        ({"labels": [1]}, "must be objects by category"),
         ({"labels": {**NO, "A": 2}}, "0, 1 or null"),
         ({"labels": {**NO, "A": True}}, "0, 1 or null"),
         ({"labels": {**NO, "A": "1"}}, "0, 1 or null"),
