@@ -34,7 +34,7 @@ from data_prep.filters.quality_classifier import load_model
 from data_prep.inputs.config import form_of
 from data_prep.inputs.find import check_inputs, find_inputs, left_out, local_inputs, name_left_out, name_linked
 from data_prep.inputs.input_lists import ANSWERS, Answers, encode_answers, expand_lists
-from data_prep.labels.corpus import check_label_files
+from data_prep.labels.corpus import check_label_files, check_label_paths, naming_the_reader
 from data_prep.labels.read import READ as READ_LABELS
 from data_prep.labels.read import label_read_task
 from data_prep.readers.python_docs import CRAWL, CrawlTask
@@ -105,6 +105,8 @@ def check(config: PrepareConfig, *, known: Answers | None = None) -> list[Path |
     `known`: as for `find_inputs`.
     """
     paths = (*config.input.paths, *expand_lists(config.input.path_lists, config.input.path_base))
+    if config.labels is not None:
+        check_label_paths(paths, config.input)
     found = find_inputs(paths, known=known, endings=config.input.endings, without=_own_folders(config))
     if config.conversations is not None:
         check_conversations(found, config.input, config.conversations)
@@ -167,7 +169,8 @@ def _read(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFile]) 
             run.workspace.say(line)
         return shards
     if config.labels is not None:
-        return run.map(READ_LABELS, label_read_task(config.input, config.labels), named)
+        with naming_the_reader():
+            return run.map(READ_LABELS, label_read_task(config.input, config.labels), named)
     shards = run.map(extract_stage(config.extract), extract_task(config.input, config.extract), named)
     if config.language.enabled:
         shards = run.map(language_stage(config.language), config.language, shards)

@@ -25,6 +25,8 @@ class LabelsConfig:
     `taxonomy`."""
     version: str = ""
     """Name and version of the taxonomy, such as "openai 1". `triaxial prepare` takes it from `taxonomy`."""
+    severities: dict[str, int] = field(default_factory=dict)
+    """The severities of the categories that have one. `triaxial prepare` takes them from `taxonomy`."""
     digest: str = ""
     """Digest of the taxonomy. `triaxial prepare` takes it from `taxonomy`."""
 

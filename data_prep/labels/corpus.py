@@ -1,8 +1,9 @@
 """The step of labelled texts that differs from that of texts: token ids with labels, and the counts by category."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from data_prep.corpus.split import SplitConfig
@@ -25,13 +26,37 @@ class TokenizedLabels:
     labels: tuple[Path, ...]
 
 
+_READER = "`triaxial moderate labels FILE --taxonomy FILE --output FILE.jsonl`"
+
+
+def check_label_paths(paths: Sequence[str], reading: InputConfig) -> None:
+    """ConfigError: a path is a table of text, which `triaxial prepare` does not read."""
+    for path in paths:
+        ending = PurePath(path.removesuffix(".gz")).suffix
+        if ending in (".csv", ".tsv") and ending not in reading.endings:
+            raise ConfigError(f"input.paths: '{path}' is invalid with [labels]. Make JSON lines of it with {_READER}")
+
+
+@contextmanager
+def naming_the_reader() -> Iterator[None]:
+    """Add to an error about the texts of the input which command reads and counts any labelled texts."""
+    try:
+        yield
+    except ConfigError as error:
+        if type(error) is not ConfigError:  # the machine is at fault
+            raise
+        raise ConfigError(
+            f"{error}. With [labels], input.paths holds labelled texts: {_READER} reads any form"
+        ) from error
+
+
 def check_label_files(files: Sequence[Path | RemoteFile], reading: InputConfig) -> None:
     """ConfigError: a file is neither JSON lines nor Parquet."""
     for file in files:
         if kind_of(file.name, reading.endings) not in ("json lines", "parquet"):
             raise ConfigError(
-                f"input.paths: {file} is invalid with [labels]: must be JSON lines or Parquet. `triaxial moderate "
-                "labels` makes JSON lines of other files"
+                f"input.paths: {file} is invalid with [labels]: must be JSON lines or Parquet. Make JSON lines "
+                f"of it with {_READER}"
             )
 
 
@@ -92,4 +117,10 @@ def label_lines(facts: Sequence[Mapping[str, Any]], config: LabelsConfig) -> lis
 
 def describe_labels(config: LabelsConfig) -> dict[str, Any]:
     """The taxonomy, for corpus.json: a run compares it with its own."""
-    return {"taxonomy": config.version, "digest": config.digest, "categories": list(config.categories)}
+    return {
+        "taxonomy": config.version,
+        "digest": config.digest,
+        "categories": list(config.categories),
+        "parents": {name: parent for name, parent in config.categories.items() if parent},
+        "severities": config.severities,
+    }

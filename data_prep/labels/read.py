@@ -19,7 +19,7 @@ from data_prep.inputs.counted import CountedFile
 from data_prep.labels.config import LabelsConfig
 from data_prep.readers.readers import read_fields
 from data_prep.readers.remote_files import local_copy
-from gpt.token_files.label_states import UNKNOWN, States, contradictions, label_state, vote, with_ancestors
+from gpt.token_files.label_states import UNKNOWN, States, contradictions, record_states, vote, with_ancestors
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Lines:
 
 def label_read_task(reading: InputConfig, labels: LabelsConfig) -> LabelReadTask:
     """Settings of every task of a run, without those that other stages obey: a change there reads no file again."""
-    kept = replace(labels, taxonomy="-", max_tokens=None, digest="")
+    kept = replace(labels, taxonomy="-", max_tokens=None, severities={}, digest="")
     return LabelReadTask(replace(reading, paths=("-",), path_lists=(), path_base=""), kept)
 
 
@@ -103,19 +103,13 @@ def labels_of(values: Mapping[str, Any], config: LabelReadTask) -> tuple[str, St
     version = values.get("taxonomy")
     if version is not None and config.labels.version and version != config.labels.version:
         raise LabelFault(f"its taxonomy is not '{config.labels.version}'; migrate the file")
-    given = values.get("labels")
-    if given is None:
-        given = {name: values[name] for name in names if name in values}
-    if not isinstance(given, Mapping):
-        raise LabelFault("labels is no object")
-    states = np.zeros(len(names), dtype=np.int8)
-    for name, value in given.items():
-        if name not in names:
-            raise LabelFault(f"'{str(name)[:60]}' is no category of {config.labels.version or 'the taxonomy'}")
-        try:
-            states[names.index(name)] = label_state(value)
-        except ValueError as error:
-            raise LabelFault(f"the label of {name} is invalid: neither 0 nor 1, nor a share between them") from error
+    try:
+        found = record_states(values, names)
+    except KeyError as error:
+        raise LabelFault(f"'{error.args[0]}' is no category of {config.labels.version or 'the taxonomy'}") from None
+    except (TypeError, ValueError) as error:
+        raise LabelFault(str(error)) from None
+    states = np.array([found.get(name, UNKNOWN) for name in names], dtype=np.int8)
     return whole_text(text).strip() and whole_text(text) if text else "", states
 
 

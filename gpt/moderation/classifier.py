@@ -1,8 +1,8 @@
 """Classifiers of texts: a taxonomy's categories from the hidden state of a text's last token (arXiv 2208.03274)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -92,9 +92,29 @@ class Classifier:
             raise _by_window()
         borders = files.tokens.document_starts()
         _check_lengths(files, borders, n_ctx=model.n_ctx)
-        self._check_taxonomy(files)
+        warnings = self._check_taxonomy(files)
         counts = self._count_states(files, borders)
-        return self._describe(files.name, counts, n_texts=int((np.diff(borders) > 0).sum()))
+        return warnings + self._describe(files.name, counts, n_texts=int((np.diff(borders) > 0).sum()))
+
+    def check_mixture(self, corpora: Sequence[CorpusFiles], *, rows: int) -> list[str]:
+        """See gpt.training.objective.MixtureObjective. Of domain adversarial training only, which needs micro-batches
+        with texts of both domains."""
+        if not self.config.adversarial_weight:
+            return []
+        found = [self._domains(files) for files in corpora]
+        for domain, words in enumerate(("with a known label", "without labels, the target domain")):
+            if not any(one[domain] for one in found):
+                raise ConfigError(
+                    f"objective.adversarial_weight = {self.config.adversarial_weight:g} is invalid: no text of "
+                    f"data.train is {words}, so there is nothing to adapt. Add a corpus of such texts, or set it to 0"
+                )
+        if rows == 1 and not any(all(one) for one in found):
+            raise ConfigError(
+                "batch.micro_batch_size = 1 is invalid with objective.adversarial_weight: a row has texts of one "
+                "corpus, and no corpus has texts with labels and texts without, so no micro-batch has both domains "
+                "and nothing is adapted. Use 2 or more"
+            )
+        return []
 
     def front(self, config: ModelConfig) -> nn.Module:
         return Embedding(config)
@@ -138,18 +158,36 @@ class Classifier:
         states = decode_states(codes, self.n_categories)
         return with_descendants(states, self.config.read.parents) if self.config.parents else states
 
-    def _check_taxonomy(self, files: CorpusFiles) -> None:
-        """ConfigError if the labels were written with other categories."""
+    def _check_taxonomy(self, files: CorpusFiles) -> list[str]:
+        """ConfigError if the labels were written with another version, other categories, parents or severities.
+
+        Other words, such as a definition, are a warning.
+        """
         described = (describe_corpus(files.tokens.prefix) or {}).get(LABELS)
         if not isinstance(described, dict):
-            return
-        found, wanted = described.get("categories"), list(self.config.read.ids)
-        if found != wanted:
+            return []
+        own = self.config.read
+        if different := differences(described, own):
             raise ConfigError(
-                f"corpus '{files.name}' has labels of taxonomy '{described.get('taxonomy')}', with the categories "
-                f"{found}, which are invalid for objective.taxonomy = '{self.config.read.label}' with {wanted}. "
-                f"Prepare it with the taxonomy of the objective"
+                f"corpus '{files.name}' has labels of another taxonomy than objective.taxonomy = '{own.label}': "
+                f"{'; '.join(different)}. Prepare it with the taxonomy of the objective"
             )
+        if described.get("digest") in (None, "", own.digest):
+            return []
+        return [
+            f"corpus '{files.name}' was prepared with other titles, definitions, instructions or examples of taxonomy "
+            f"'{own.label}'. If they change what is labelled, raise its version and migrate the labels"
+        ]
+
+    def _domains(self, files: CorpusFiles) -> tuple[bool, bool]:
+        """Whether a corpus has texts with a known label, and texts without."""
+        if LABELS not in files.streams:
+            return False, True
+        labelled = total = 0
+        for states in self._state_chunks(files, files.tokens.document_starts()):
+            labelled += int((states != UNKNOWN).any(-1).sum())
+            total += len(states)
+        return labelled > 0, labelled < total
 
     def _count_states(self, files: CorpusFiles, borders: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many texts have each state of each category, (3, c)."""
@@ -157,20 +195,24 @@ class Classifier:
         if LABELS not in files.streams:
             counts[UNKNOWN] = len(borders) - 1
             return counts
+        for states in self._state_chunks(files, borders):
+            counts += np.stack([(states == state).sum(0) for state in range(3)])
+        return counts
+
+    def _state_chunks(self, files: CorpusFiles, borders: NDArray[np.int64]) -> Iterator[States]:
+        """The states (n, c) of the texts, some at a time. ConfigError: they are labels of another taxonomy."""
         stream, k = files.streams[LABELS], label_tokens(self.n_categories)
         for first in range(0, len(borders) - 1, _CHUNK):
             part = borders[first : first + _CHUNK + 1]
             codes = stream.read(int(part[0]), int(part[-1])).astype(np.int64)
             ends = part[1:][np.diff(part) >= k] - part[0]
             try:
-                states = self._states(np.stack([codes[ends - 1 - back] for back in range(k)], axis=-1))
+                yield self._states(np.stack([codes[ends - 1 - back] for back in range(k)], axis=-1))
             except ValueError as error:
                 raise ConfigError(
                     f"corpus '{files.name}', stream '{LABELS}': {error} of taxonomy '{self.config.read.label}'. "
                     f"Prepare it with the taxonomy of the objective"
                 ) from None
-            counts += np.stack([(states == state).sum(0) for state in range(3)])
-        return counts
 
     def _describe(self, name: str, counts: NDArray[np.int64], *, n_texts: int) -> list[str]:
         if not counts[UNKNOWN + 1 :].any():
@@ -189,6 +231,24 @@ class Classifier:
                     f"or nothing from it"
                 )
         return warnings
+
+
+def differences(described: Mapping[str, Any], taxonomy: Taxonomy) -> list[str]:
+    """What differs between the taxonomy and the section `labels` of a corpus.json, in words. Absent values pass."""
+    found = []
+    if (version := described.get("taxonomy", taxonomy.label)) != taxonomy.label:
+        found.append(f"it is '{version}'")
+    if (ids := described.get("categories", list(taxonomy.ids))) != list(taxonomy.ids):
+        return [*found, f"the categories are {ids}, not {list(taxonomy.ids)}"]
+    for key, word in (("parents", "parent"), ("severities", "severity")):
+        given = described.get(key)
+        if not isinstance(given, dict):
+            continue
+        for one in taxonomy.categories:
+            wanted = one.parent if key == "parents" else one.severity
+            if given.get(one.id) != wanted:
+                found.append(f"the {word} of {one.id} is {given.get(one.id) or 'none'}, not {wanted or 'none'}")
+    return found
 
 
 def _check_lengths(files: CorpusFiles, borders: NDArray[np.int64], *, n_ctx: int) -> None:

@@ -55,8 +55,11 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         if not self.taxonomy_content:
-            content = json.dumps(read_taxonomy(Path(self.taxonomy)).values(), sort_keys=True)
-            object.__setattr__(self, "taxonomy_content", content)
+            try:
+                found = read_taxonomy(Path(self.taxonomy))
+            except ConfigError as error:
+                raise ConfigError(f"objective.taxonomy = '{self.taxonomy}' is invalid: {error}") from None
+            object.__setattr__(self, "taxonomy_content", json.dumps(found.values(), sort_keys=True))
         taxonomy = self.read
         self._check_numbers()
         for category, weight in self.class_weights.items():

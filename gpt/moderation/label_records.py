@@ -7,7 +7,7 @@ from typing import Any
 from gpt.errors import ConfigError, did_you_mean
 from gpt.moderation.labels import LabelledText, text_id
 from gpt.moderation.taxonomy import Taxonomy
-from gpt.token_files.label_states import NEGATIVE, POSITIVE, UNKNOWN, label_state
+from gpt.token_files.label_states import NEGATIVE, POSITIVE, UNKNOWN, LabelValueError, label_state, record_states
 
 TEXT_FIELDS = ("text", "prompt", "comment_text", "comment", "tweet")
 # Characters. An address may be a source or a group, and ids are as long as `moderate score` lets them be.
@@ -96,15 +96,16 @@ def _text(values: Mapping[str, Any], names: LabelMap, *, where: str) -> str | No
 def _labels(values: Mapping[str, Any], taxonomy: Taxonomy, names: LabelMap, *, where: str) -> dict[str, bool]:
     if names.labels:
         return _mapped(values, names.labels, where=where)
-    given = values.get("labels")
-    if given is None:
-        given = {name: values[name] for name in taxonomy.ids if name in values}
-    if not isinstance(given, Mapping):
-        raise ConfigError(f'{where}: labels is invalid: must be an object, such as {{"{taxonomy.ids[0]}": 1}}')
-    for name in given:
-        if name not in taxonomy.ids:
-            raise ConfigError(f"{where}: labels: {_unknown(str(name), taxonomy)}")
-    states = {name: _state(value, name, where=where) for name, value in given.items()}
+    try:
+        states = record_states(values, taxonomy.ids)
+    except TypeError:
+        raise ConfigError(
+            f'{where}: labels is invalid: must be an object, such as {{"{taxonomy.ids[0]}": 1}}'
+        ) from None
+    except KeyError as error:
+        raise ConfigError(f"{where}: labels: {_unknown(error.args[0], taxonomy)}") from None
+    except LabelValueError as error:
+        raise _invalid(error, where=where) from None
     return {name: states[name] == POSITIVE for name in taxonomy.ids if states.get(name, UNKNOWN) != UNKNOWN}
 
 
@@ -130,11 +131,11 @@ def _state(value: Any, name: str, *, where: str) -> int:
     try:
         return label_state(value)
     except ValueError:
-        reason = "it is neither 0 nor 1, nor a share between them"
-        raise ConfigError(
-            f"{where}: the label of '{name}' is invalid: {reason}. For a field of several classes use "
-            f"--map {name}:VALUE=CATEGORY"
-        ) from None
+        raise _invalid(LabelValueError(name), where=where) from None
+
+
+def _invalid(error: LabelValueError, *, where: str) -> ConfigError:
+    return ConfigError(f"{where}: {error}. For a field of several classes use --map {error.name}:VALUE=CATEGORY")
 
 
 def _groups(given: Any, *, where: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ categories 10 to 19, and so on. All other values are 0. Ten categories keep each
 has two bytes a token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +39,35 @@ def label_state(value: Any) -> int:
         if 0 <= value <= 1:
             return POSITIVE if value >= 0.5 else NEGATIVE
     raise ValueError("it is neither 0 nor 1, nor a share between them")
+
+
+class LabelValueError(ValueError):
+    """The label of the category `name` is neither 0 nor 1, nor a share between them. The message has no text."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the label of '{name}' is invalid: it is neither 0 nor 1, nor a share between them")
+        self.name = name
+
+
+def record_states(values: Mapping[str, Any], ids: Sequence[str]) -> dict[str, int]:
+    """The states of a record's labels: those of its object `labels`, else the fields with the ids of categories.
+
+    TypeError: `labels` is no object. KeyError, with the name: a label outside `ids`. LabelValueError: another value.
+    """
+    given = values.get("labels")
+    if given is None:
+        given = {name: values[name] for name in ids if name in values}
+    if not isinstance(given, Mapping):
+        raise TypeError("labels is no object")
+    states = {}
+    for name, value in given.items():
+        if name not in ids:
+            raise KeyError(str(name)[:60])
+        try:
+            states[name] = label_state(value)
+        except ValueError:
+            raise LabelValueError(name) from None
+    return states
 
 
 def vote(states: States, *, rule: VoteRule = "majority") -> States:

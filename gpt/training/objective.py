@@ -73,6 +73,16 @@ class Objective(Protocol):
 
 
 @runtime_checkable
+class MixtureObjective(Protocol):
+    """An objective that needs certain corpora together."""
+
+    def check_mixture(self, corpora: Sequence[CorpusFiles], *, rows: int) -> list[str]:
+        """Warnings about the corpora to train on, after `check_corpus`. `rows`: of a micro-batch. ConfigError if the
+        objective can learn nothing from them."""
+        ...
+
+
+@runtime_checkable
 class ReferencedObjective(Protocol):
     """An objective whose loss also reads the values that a frozen copy of the starting model gives to each token."""
 

@@ -39,10 +39,14 @@ def with_taxonomy(table: dict[str, Any]) -> dict[str, Any]:
     labels = table.get("labels")
     if not isinstance(labels, dict) or not isinstance(labels.get("taxonomy"), str):
         return table
-    taxonomy = read_taxonomy(Path(labels["taxonomy"]))
+    try:
+        taxonomy = read_taxonomy(Path(labels["taxonomy"]))
+    except ConfigError as error:
+        raise ConfigError(f"labels.taxonomy = '{labels['taxonomy']}' is invalid: {error}") from None
     found: dict[str, Any] = {
         "categories": {one.id: one.parent or "" for one in taxonomy.categories},
         "version": taxonomy.label,
+        "severities": {one.id: one.severity for one in taxonomy.categories if one.severity is not None},
         "digest": taxonomy.digest,
     }
     for key, value in found.items():

@@ -16,7 +16,7 @@ from gpt.telemetry.time_ledger import TimeLedger
 from gpt.token_files import corpus as token_corpus
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from gpt.training.engine import Engine
-from gpt.training.objective import Objective, ReferencedObjective
+from gpt.training.objective import MixtureObjective, Objective, ReferencedObjective
 from gpt.training.run import Run
 from gpt.training.validation import check_best_name, validation_names
 from launch.config.corpora import naming_the_maker
@@ -216,7 +216,10 @@ def check_data(
     """Warnings of the objective about the corpora, to log. ConfigError: a corpus that the run cannot learn from."""
     objective = build_objective(config)
     corpora = (*data.files, *(corpus.files for corpus in validation.values()))
-    return [("warning", text) for files in corpora for text in objective.check_corpus(files, config.model)]
+    warnings = [text for files in corpora for text in objective.check_corpus(files, config.model)]
+    if isinstance(objective, MixtureObjective):
+        warnings += objective.check_mixture(data.files, rows=config.batch.micro_batch_size)
+    return [("warning", text) for text in warnings]
 
 
 def check_tokenizer(config: RunConfig) -> Tokenizer:

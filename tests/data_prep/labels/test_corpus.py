@@ -43,7 +43,7 @@ def config(folder: Path, paths, tokenizer: Path, categories=CATEGORIES, **labels
         OutputConfig(folder / "corpus", folder / "work", validation_fraction=0.3, seed=1),
         TokenizerConfig(tokenizer),
         dedup_minhash=FuzzyConfig(enabled=False),
-        labels=LabelsConfig("t", categories=categories, version="t 1", digest="d", **labels),
+        labels=LabelsConfig("t", categories=categories, version="t 1", severities={"B": 2}, digest="d", **labels),
     )
 
 
@@ -127,7 +127,13 @@ def test_labels_go_with_their_texts(tmp_path, make_tokenizer):
     assert texts["Two labellers"][1] == "+??"
     assert texts["two  LABELLERS"] == (texts["Two labellers"][0], "-??")
     about = json.loads((folder / "corpus.json").read_text())
-    assert about["labels"] == {"taxonomy": "t 1", "digest": "d", "categories": ["A", "B", "C"]}
+    assert about["labels"] == {
+        "taxonomy": "t 1",
+        "digest": "d",
+        "categories": ["A", "B", "C"],
+        "parents": {"B": "A"},
+        "severities": {"B": 2},
+    }
     for split, name in (("training", "train"), ("validation", "validation")):
         for i, category in enumerate(CATEGORIES):
             marks = [marks[i] for own, marks in texts.values() if own == name]
@@ -202,6 +208,12 @@ def test_one_class_only_is_refused(tmp_path, make_tokenizer):
         run(config(tmp_path, [write(tmp_path / "a.jsonl", records)], make_tokenizer()))
 
 
+@pytest.mark.parametrize(("records", "why"), [([], "no documents"), ([{"text": "a"}], "no_label 1")])
+def test_texts_without_labels_lead_to_the_reader(tmp_path, make_tokenizer, records, why):
+    with pytest.raises(ConfigError, match=f"{why}.* `triaxial moderate labels FILE --taxonomy FILE --output"):
+        run(config(tmp_path, [write(tmp_path / "a.jsonl", records)], make_tokenizer()))
+
+
 def test_a_file_of_another_taxonomy_stops_the_run(tmp_path, make_tokenizer):
     records = [{"text": f"secret {n}", "labels": {"X": 1}} for n in range(30)]
     with pytest.raises(ConfigError, match=r"stage 'labels' failed on 30 .*'X' is no category of t 1") as error:
@@ -211,7 +223,9 @@ def test_a_file_of_another_taxonomy_stops_the_run(tmp_path, make_tokenizer):
 
 def test_csv_is_refused_before_any_stage(tmp_path, make_tokenizer):
     (tmp_path / "a.csv").write_text("text,A\nx,1\n")
-    with pytest.raises(ConfigError, match=r"a.csv"):
+    with pytest.raises(
+        ConfigError, match=r"a\.csv' is invalid with \[labels\]\. Make JSON lines of it with `triaxial mod"
+    ):
         run(config(tmp_path, [tmp_path / "a.csv"], make_tokenizer()))
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ConfigError, match=r"is invalid with \[labels\]: must be JSON lines or Parquet"):

@@ -18,6 +18,7 @@ from gpt.model.initialisation import initialise
 from gpt.moderation.config import ClassifierConfig
 from gpt.token_files.files import TokenFileWriter
 from gpt.token_files.label_states import encode_states, label_tokens, label_values
+from gpt.training.objective import MixtureObjective
 
 MODEL = ModelConfig(vocab_size=50, n_ctx=16, n_layers=2, d_model=16, n_heads=2)
 C = 12  # more than one value of the stream holds
@@ -26,6 +27,12 @@ TAXONOMY = {
     "version": 1,
     "category": [{"id": f"C{i}", "title": f"c {i}", "definition": f"about {i}"} for i in range(C)],
 }
+
+
+IDS = [f"C{i}" for i in range(C)]
+
+
+IDS = [f"C{i}" for i in range(C)]
 
 
 def config(**more):
@@ -45,6 +52,20 @@ def write_corpus(folder, states, *, lengths, labelled=True):
             values[length - k :] = codes[::-1]
             labels.add_document(values)
     return CorpusConfig(str(folder / "texts"), streams={"labels": str(folder / "texts_labels")} if labelled else {})
+
+
+def described_corpus(folder, labels):
+    """A corpus of one text whose corpus.json describes its labels so."""
+    corpus = write_corpus(folder, np.ones((1, C)), lengths=[4])
+    description = {
+        "format": "triaxial-corpus",
+        "version": 1,
+        "tokenizer": {"file": "none", "fingerprint": ""},
+        "splits": {"train": {"prefix": "texts"}},
+        "labels": labels,
+    }
+    (folder / "corpus.json").write_text(json.dumps(description))
+    return CorpusFiles(corpus, Documents(8))
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -153,16 +174,49 @@ def test_texts_without_labels_are_the_target_domain_or_nothing(tmp_path):
     assert config(adversarial_weight=0.01).build(z_loss=0.0).check_corpus(files, MODEL) == []
 
 
-def test_labels_of_another_taxonomy_are_refused(tmp_path):
-    corpus = write_corpus(tmp_path, np.ones((1, C)), lengths=[4])
-    description = {
-        "format": "triaxial-corpus",
-        "version": 1,
-        "tokenizer": {"file": "none", "fingerprint": ""},
-        "splits": {"train": {"prefix": "texts"}},
-        "labels": {"taxonomy": "other 3", "categories": ["X"]},
-    }
-    (tmp_path / "corpus.json").write_text(json.dumps(description))
-    files = CorpusFiles(corpus, Documents(8))
-    with pytest.raises(ConfigError, match=r"corpus 'texts' has labels of taxonomy 'other 3', with the categories \['X"):
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ({"taxonomy": "other 3", "categories": ["X"]}, r"it is 'other 3'; the categories are \['X'\], not \['C0'"),
+        ({"taxonomy": "many 2", "categories": IDS}, r"objective\.taxonomy = 'many 1': it is 'many 2'\. Prepare it"),
+        ({"taxonomy": "many 1", "categories": IDS, "parents": {"C3": "C1"}}, "the parent of C3 is C1, not none"),
+        ({"taxonomy": "many 1", "categories": IDS, "severities": {"C3": 2}}, "the severity of C3 is 2, not none"),
+    ],
+)
+def test_labels_of_another_taxonomy_are_refused(tmp_path, labels, why):
+    files = described_corpus(tmp_path, labels)
+    with pytest.raises(ConfigError, match=why):
         config().build(z_loss=0.0).check_corpus(files, MODEL)
+
+
+def test_labels_of_other_instructions_are_a_warning(tmp_path):
+    objective = config().build(z_loss=0.0)
+    same = {"taxonomy": "many 1", "categories": IDS, "parents": {}, "severities": {}}
+    found = []
+    for digest in ({}, {"digest": objective.taxonomy.digest}, {"digest": "0"}):
+        files = described_corpus(tmp_path, {**same, **digest})
+        found.append(objective.check_corpus(files, MODEL))
+    assert found[0] == found[1] == found[2][1:]
+    assert "was prepared with other titles, definitions, instructions or examples of taxonomy 'many 1'" in found[2][0]
+
+
+def test_adaptation_needs_texts_of_both_domains(tmp_path):
+    """Without, WDAT would do nothing and say nothing."""
+    for name in ("source", "target", "mixed"):
+        (tmp_path / name).mkdir()
+    known = np.ones((2, C), dtype=np.int8)
+    source = CorpusFiles(write_corpus(tmp_path / "source", known, lengths=[4, 5]), Documents(8))
+    target = CorpusFiles(write_corpus(tmp_path / "target", known, lengths=[4, 5], labelled=False), Documents(8))
+    mixed = CorpusFiles(write_corpus(tmp_path / "mixed", known * [[1], [0]], lengths=[4, 5]), Documents(8))
+    objective = config(adversarial_weight=0.01).build(z_loss=0.0)
+    assert isinstance(objective, MixtureObjective)
+    for corpora, rows in (([source, target], 2), ([mixed], 1), ([source, mixed], 4)):
+        assert objective.check_mixture(corpora, rows=rows) == []
+    for corpora, rows, why in (
+        ([source], 2, r"adversarial_weight = 0\.01 is invalid: no text of data\.train is without labels"),
+        ([target], 2, r"no text of data\.train is with a known label"),
+        ([source, target], 1, r"batch\.micro_batch_size = 1 is invalid .* Use 2 or more"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            objective.check_mixture(corpora, rows=rows)
+    assert config().build(z_loss=0.0).check_mixture([source], rows=1) == []

@@ -65,3 +65,8 @@ def test_what_makes_no_sense_is_refused_with_one_line(keys, message):
 def test_a_loss_over_a_vocabulary_is_refused():
     with pytest.raises(ConfigError, match=r"train\.z_loss = 0\.0001 is invalid with objective\.kind = 'classifier'"):
         ClassifierConfig().build(z_loss=1e-4)
+
+
+def test_a_wrong_taxonomy_names_its_key():
+    with pytest.raises(ConfigError, match=r"objective\.taxonomy = 'nothing' is invalid: nothing: no such taxonomy"):
+        ClassifierConfig(taxonomy="nothing")

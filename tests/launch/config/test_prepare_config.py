@@ -28,7 +28,7 @@ def test_the_categories_are_those_of_the_taxonomy(tmp_path):
 def test_other_categories_and_unknown_taxonomies_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"labels.categories is invalid: it is not that of labels.taxonomy"):
         prepare_config(table(tmp_path, taxonomy="moderation_openai", categories={"A": ""}))
-    with pytest.raises(ConfigError, match="no such taxonomy file"):
+    with pytest.raises(ConfigError, match=r"labels.taxonomy = 'nothing' is invalid: nothing: no such taxonomy file"):
         prepare_config(table(tmp_path, taxonomy="nothing"))
     with pytest.raises(ConfigError, match=r"labels\.taxonomy"):
         prepare_config(table(tmp_path))

@@ -64,6 +64,7 @@ def test_wdat_trains_with_a_target_corpus_and_clips_its_critic(classifier_run, t
     [
         (["--data.sampling", "window"], "data.sampling = 'window' is invalid for a classifier"),
         (["--data.seq_len", "8", "--batch.global_batch_tokens", "32"], "data.seq_len = 8 is invalid: in corpus 'tra"),
+        (["--objective.adversarial_weight", "0.01"], "is invalid: no text of data.train is without labels, the target"),
         (["--objective.class_weights", "{ G = 2.0 }"], "objective.class_weights.G is invalid: taxonomy 'fruit 1'"),
     ],
 )
