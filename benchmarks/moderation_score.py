@@ -52,7 +52,7 @@ def ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     from gpt.moderation.config import ClassifierConfig
     from gpt.tokenizer.tokenizers import load_tokenizer
     from launch.moderation.classifier import OpenedClassifier
-    from launch.runs.open_engine import LocalScorer, packed_for_scoring
+    from launch.runs.open_engine import LocalScorer, OpenedEngine, packed_for_scoring
     from launch.runs.saved_run import DTYPES
 
     torch.set_num_threads(args.threads)
@@ -70,12 +70,16 @@ def ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     module = module.to(DTYPES[args.dtype]).eval().requires_grad_(False)
     file = args.hf / "tokenizer.json"
     classifier = OpenedClassifier(
-        engine=packed_for_scoring(LocalScorer(module, objective)),
-        run_directory=args.hf,
-        checkpoint=None,
-        model=config,
-        tokenizer=load_tokenizer(file),
-        tokenizer_file=file,
+        run=OpenedEngine(
+            engine=packed_for_scoring(LocalScorer(module, objective)),
+            objective=objective,
+            run_directory=args.hf,
+            checkpoint=None,
+            model=config,
+            data_config=None,
+            tokenizer=load_tokenizer(file),
+            tokenizer_file=file,
+        ),
         taxonomy=objective.taxonomy,
         version="benchmark",
         window=args.window,

@@ -136,7 +136,8 @@ def contradiction_error(wrong: NDArray[np.bool_], texts: Sequence[LabelledText],
     name = taxonomy.ids[child]
     return ConfigError(
         f"{int(wrong.any(1).sum()):,} of {len(texts):,} texts contradict {taxonomy.label}, first '{texts[row].id}': "
-        f"{name} is positive, but {' or '.join(taxonomy.ancestors(name))}, which contains it, is negative. Correct them"
+        f"{name} is positive, but {' or '.join(taxonomy.ancestors(name))}, which contains it, is negative. "
+        "Correct them, or leave such texts out with `triaxial moderate labels --contradictions drop`"
     )
 
 

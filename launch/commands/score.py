@@ -91,13 +91,13 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def score(args: argparse.Namespace, opened: OpenedReward) -> dict[str, Any]:
     """Score everything that is asked for. Every rank must call it; the main rank prints and writes."""
-    console = SafeConsole(quiet=not opened.is_main)
-    for note in opened.notes:
+    console = SafeConsole(quiet=not opened.run.is_main)
+    for note in opened.run.notes:
         console.print(one_line(note), markup=False)
     result: dict[str, Any] = {
-        "run": str(opened.run_directory),
-        "checkpoint": str(opened.checkpoint.path),
-        "step": opened.checkpoint.step,
+        "run": str(opened.run.run_directory),
+        "checkpoint": str(opened.run.checkpoint.path),
+        "step": opened.run.checkpoint.step,
     }
     if args.rankings:
         result["rankings"] = score_rankings(args, opened, console)
@@ -110,14 +110,16 @@ def score_rankings(args: argparse.Namespace, opened: OpenedReward, console: Safe
     prompts: list[RankedPrompt] = []
     for path in args.rankings:
         if is_token_file(path):
-            prompts += ranked_prompts(path, tokenizer=opened.tokenizer_file, fingerprint=opened.tokenizer.fingerprint)
+            prompts += ranked_prompts(
+                path, tokenizer=opened.run.tokenizer_file, fingerprint=opened.run.tokenizer.fingerprint
+            )
         else:
-            with chat_encoder(opened) as encoder:
+            with chat_encoder(opened.run) as encoder:
                 found = read_texts(path, "rankings", encoder)
             prompts += found.rankings
             _say_left_out(path, found, console)
     sequences = [ids for prompt in prompts for ids in prompt.completions]
-    with work_progress(shows=opened.is_main) as progress:
+    with work_progress(shows=opened.run.is_main) as progress:
         progress.start("rankings", total=len(sequences))
         rewards = opened.scores(sequences, advance=progress.advance)
     cuts = np.cumsum([len(prompt.completions) for prompt in prompts])[:-1]
@@ -125,9 +127,9 @@ def score_rankings(args: argparse.Namespace, opened: OpenedReward, console: Safe
     report = ranking_report(prompts, by_prompt)
     for line in report_lines(report):
         console.print(line, highlight=False, markup=False)
-    if args.plot is not None and opened.is_main:
+    if args.plot is not None and opened.run.is_main:
         write_page("--plot", args.plot, draw_calibration(report.calibration))
-    if args.rewards is not None and opened.is_main:
+    if args.rewards is not None and opened.run.is_main:
         write_page("--rewards", args.rewards, "".join(map(_line, prompts, by_prompt)))
     return dataclasses.asdict(report)
 
@@ -153,13 +155,15 @@ def _line(prompt: RankedPrompt, rewards: Floats) -> str:
 def score_demonstrations(args: argparse.Namespace, opened: OpenedReward, console: SafeConsole) -> dict[str, Any]:
     path = args.demonstrations
     if is_token_file(path):
-        sequences = demonstrations(path, tokenizer=opened.tokenizer_file, fingerprint=opened.tokenizer.fingerprint)
+        sequences = demonstrations(
+            path, tokenizer=opened.run.tokenizer_file, fingerprint=opened.run.tokenizer.fingerprint
+        )
     else:
-        with chat_encoder(opened) as encoder:
+        with chat_encoder(opened.run) as encoder:
             found_texts = read_texts(path, "demonstrations", encoder)
         sequences = list(found_texts.demonstrations)
         _say_left_out(path, found_texts, console)
-    with work_progress(shows=opened.is_main) as progress:
+    with work_progress(shows=opened.run.is_main) as progress:
         progress.start("demonstrations", total=len(sequences))
         rewards = opened.scores(sequences, advance=progress.advance)
     found = RewardShift.of(rewards, where=f"--demonstrations {path}")
@@ -176,7 +180,7 @@ def score_demonstrations(args: argparse.Namespace, opened: OpenedReward, console
     result = {**dataclasses.asdict(found), "left_out": left_out}
     if args.calibrate:
         published = publish_calibrated(
-            opened.run_directory, opened.checkpoint, found, source=str(path), is_main=opened.is_main
+            opened.run.run_directory, opened.run.checkpoint, found, source=str(path), is_main=opened.run.is_main
         )
         console.print(f"published {published}: the mean reward of these demonstrations is 0", highlight=False)
         result["calibrated"] = str(published)

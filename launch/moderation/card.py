@@ -12,7 +12,7 @@ from launch.runs.history import read_history
 
 def model_card(classifier: OpenedClassifier) -> str:
     """The card. It has no text of the corpus: titles and definitions are those of the taxonomy."""
-    config = classifier.checkpoint.state["config"]
+    config = classifier.run.checkpoint.state["config"]
     parts = [
         _title(classifier),
         _taxonomy(classifier),
@@ -41,10 +41,10 @@ def _taxonomy(classifier: OpenedClassifier) -> str:
 
 
 def _training(classifier: OpenedClassifier, config: Mapping[str, Any]) -> str:
-    state, objective = classifier.checkpoint.state, config.get("objective", {})
+    state, objective = classifier.run.checkpoint.state, config.get("objective", {})
     lines = [
-        f"{classifier.model.parameters:,} parameters in the trunk, {classifier.model.n_layers} layers of width "
-        f"{classifier.model.d_model}; head: {objective.get('head')}; attention: {objective.get('attention')}",
+        f"{classifier.run.model.parameters:,} parameters in the trunk, {classifier.run.model.n_layers} layers of width "
+        f"{classifier.run.model.d_model}; head: {objective.get('head')}; attention: {objective.get('attention')}",
         f"{state.get('step', 0):,} steps, {state.get('tokens_seen', 0):,} tokens",
     ]
     if start := config.get("run", {}).get("start_from"):
@@ -79,16 +79,18 @@ def _count(prefix: Path) -> str:
 
 def _figures(classifier: OpenedClassifier) -> str:
     """The last validation of the run."""
-    history = read_history(classifier.run_directory)
+    history = read_history(classifier.run.run_directory)
     rows = []
     for name in sorted(history.metrics):
         if name.startswith("validation/") and "violations" not in name:
-            rows.append(f"| {escaped(name)} | {float(history.metrics[name].values[-1]):.4g} |\n")
-    return f"## Figures\n\n| measure | last value |\n|---|---|\n{''.join(rows)}" if rows else ""
+            corpus, _, measure = name.removeprefix("validation/").rpartition("/")
+            rows.append(f"| {escaped(corpus)} | {escaped(measure)} | {float(history.metrics[name].values[-1]):.4g} |\n")
+    head = "| validation corpus | measure | last value |\n|---|---|---|\n"
+    return f"## Figures\n\n{head}{''.join(rows)}" if rows else ""
 
 
 def _decisions(classifier: OpenedClassifier) -> str:
-    run = classifier.run_directory / FOLDER
+    run = classifier.run.run_directory / FOLDER
     rows = "".join(f"| {name} | {value:.4g} |\n" for name, value in classifier.thresholds.items())
     calibration = "has a calibration" if (run / CALIBRATION).is_file() else "is not calibrated"
     chosen = "chosen thresholds" if (run / THRESHOLDS).is_file() else "the threshold 0.5"
@@ -101,7 +103,7 @@ def _limits(classifier: OpenedClassifier, config: Mapping[str, Any]) -> str:
 
 - A score is an estimate for texts like those that were labelled. Other domains and languages need their own check.
 - A text of more than {classifier.window} tokens is scored in windows, with the largest score of each category.
-  An exported folder scores what it is given: cut long texts first.
+  So does an exported folder with its own model class. Without one, cut long texts: tokenizer(..., truncation=True).
 - It can be deceived by spelling, spacing and unusual symbols. Measure that with `triaxial moderate probe`.
 - Use scores to order work for people, and check thresholds again after each new version.
 """

@@ -3,18 +3,16 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt.errors import ConfigError
-from gpt.model.config import ModelConfig
 from gpt.moderation.taxonomy import Taxonomy
-from gpt.post_training.sequence_scores import TokenScorer, score_sequences
-from gpt.tokenizer.tokenizers import Tokenizer
+from gpt.post_training.sequence_scores import score_sequences
 from launch.moderation.decisions import Decisions
 from launch.moderation.windows import Ints, batch_shape, largest, windows_of
+from launch.runs.open_engine import OpenedEngine
 from parallel.checkpoint.handle import Checkpoint
 from parallel.checkpoint.manifest import MANIFEST
 
@@ -24,27 +22,19 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class OpenedClassifier:
-    """A classifier run with the weights of a checkpoint. `is_main`: the one rank that prints and writes.
+    """A classifier run with the weights of a checkpoint.
 
-    `engine` gives logits (n, t, c), or hidden states (n, t, d) if it was opened for features. `window`: tokens of a
-    window, at most the model's context. `decisions`: calibration and thresholds. `tensor`: ranks of the tensor axis.
+    Its engine gives logits (n, t, c), or hidden states (n, t, d) if it was opened for features. `window`: tokens of a
+    window, at most the model's context. `decisions`: calibration and thresholds.
     """
 
-    engine: TokenScorer
-    run_directory: Path
-    checkpoint: Checkpoint
-    model: ModelConfig
-    tokenizer: Tokenizer
-    tokenizer_file: Path
+    run: OpenedEngine
     taxonomy: Taxonomy
     version: str
     window: int
     batch_tokens: int = BATCH_TOKENS
-    tensor: int = 1
     decisions: Decisions = field(default_factory=Decisions)
     gives_features: bool = False
-    notes: tuple[str, ...] = ()
-    is_main: bool = True
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -63,7 +53,7 @@ class OpenedClassifier:
 
     def encoded(self, texts: Sequence[str]) -> list[Ints]:
         """The tokens of each text, without the end-of-document token."""
-        return [np.asarray(ids, dtype=np.int64) for ids in self.tokenizer.encode_arrays(texts)]
+        return [np.asarray(ids, dtype=np.int64) for ids in self.run.tokenizer.encode_arrays(texts)]
 
     def scores_of(self, tokens: Sequence[Ints], *, advance: Callable[[int], None] = lambda n: None) -> Scores:
         """As `scores`, of texts given as tokens. `advance` gets the number of windows that are done."""
@@ -74,8 +64,8 @@ class OpenedClassifier:
         logits = self._values([one for of_text in windows for one in of_text], advance)
         if not np.isfinite(logits).all():
             raise ConfigError(
-                f"{self.run_directory}: the model of step {self.checkpoint.step} gives scores that are no numbers. Use "
-                f"an earlier checkpoint: --step"
+                f"{self.run.run_directory}: the model of step {self.run.checkpoint.step} gives scores that are no "
+                f"numbers. Use an earlier checkpoint: --step"
             )
         probabilities = 0.5 * (1.0 + np.tanh(0.5 * logits))  # a sigmoid that never overflows
         found = largest(probabilities, [len(of_text) for of_text in windows])
@@ -93,7 +83,7 @@ class OpenedClassifier:
         return values.reshape(len(texts), -1).astype(np.float32)
 
     def _windows(self, ids: Ints) -> list[Ints]:
-        return windows_of(ids, window=self.window, end=self.tokenizer.end_of_document_id)
+        return windows_of(ids, window=self.window, end=self.run.tokenizer.end_of_document_id)
 
     def _values(self, sequences: Sequence[Ints], advance: Callable[[int], None]) -> Scores:
         """The engine's values at the last token of each sequence, (m, c), in rows with little padding."""
@@ -102,11 +92,11 @@ class OpenedClassifier:
         shape = batch_shape(
             [len(ids) for ids in sequences],
             batch_tokens=self.batch_tokens,
-            multiple=self.tensor,
-            data_size=self.engine.data_size,
+            multiple=self.run.tensor,
+            data_size=self.run.engine.data_size,
         )
         found = score_sequences(
-            self.engine,
+            self.run.engine,
             [sequences[i] for i in shape.order],
             row_tokens=shape.row_tokens,
             rows_at_once=shape.rows_at_once,

@@ -1,7 +1,8 @@
 """The calibration and the thresholds of a run, which `triaxial moderate calibrate` writes into RUN/moderation/."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt.errors import ConfigError
+from gpt.files.atomic import replace_file
 from gpt.files.json_files import read_json_object
-from gpt.moderation.measures.calibration import Calibrator, calibrated, read_calibrator
+from gpt.moderation.measures.calibration import Calibrator, calibrated, parents_at_least_children, read_calibrator
 
 FOLDER, CALIBRATION, THRESHOLDS = "moderation", "calibration.json", "thresholds.json"
+FITTED_ON = "fitted_on.json"  # beside them: digests of the ids of the texts that chose them
 DEFAULT_THRESHOLD = 0.5
 _BISECTIONS = 60  # to the spacing of float64
 
@@ -25,25 +28,37 @@ class Decisions:
     calibrators: Mapping[str, Calibrator] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     digest: str = ""  # of the files, "" without any
+    parents: tuple[int, ...] = ()  # positions, -1 without one; () if a child may have more than its parent
 
     def applied(self, probabilities: NDArray[np.float64], categories: tuple[str, ...]) -> NDArray[np.float64]:
-        """The scores (n, c) of probabilities (n, c)."""
-        scores = probabilities.copy()
-        for column, name in enumerate(categories):
-            if name in self.calibrators:
-                scores[:, column] = calibrated(scores[:, column], self.calibrators[name])
-        return scores
+        """The scores (n, c) of probabilities (n, c): calibrated, and with parents at least their children again."""
+        return calibrated_scores(probabilities, categories, self.calibrators, self.parents)
 
     def without_calibration(self) -> "Decisions":
-        """Thresholds of the raw probabilities that flag the same texts: the least of each that reaches the threshold.
+        """Thresholds of raw probabilities: the least of each whose calibrated one reaches the threshold.
 
-        A threshold that no raw probability reaches becomes 1.
+        They flag the same texts, except parents that reach their threshold by the calibrated score of a child only. A
+        threshold that no raw probability reaches becomes 1.
         """
         thresholds = {
             name: _least_raw(value, self.calibrators[name]) if name in self.calibrators else value
             for name, value in self.thresholds.items()
         }
-        return Decisions({}, thresholds)
+        return Decisions({}, thresholds, parents=self.parents)
+
+
+def calibrated_scores(
+    probabilities: NDArray[np.float64],
+    categories: Sequence[str],
+    calibrators: Mapping[str, Calibrator],
+    parents: Sequence[int],
+) -> NDArray[np.float64]:
+    """The scores (n, c) of probabilities (n, c). With `parents`, one has at least the scores of its children."""
+    scores = probabilities.copy()
+    for column, name in enumerate(categories):
+        if name in calibrators:
+            scores[:, column] = calibrated(scores[:, column], calibrators[name])
+    return parents_at_least_children(scores, parents) if calibrators else scores
 
 
 def _least_raw(threshold: float, calibrator: Calibrator) -> float:
@@ -57,9 +72,12 @@ def _least_raw(threshold: float, calibrator: Calibrator) -> float:
     return high
 
 
-def read_decisions(run: Path, categories: tuple[str, ...]) -> Decisions:
-    """Read both files of a run directory; a missing one changes nothing. ConfigError: a file is damaged, or names a
-    category that the taxonomy lacks."""
+def read_decisions(run: Path, categories: tuple[str, ...], *, parents: tuple[int, ...] = ()) -> Decisions:
+    """Read both files of a run directory; a missing one changes nothing.
+
+    `parents`: of a classifier whose categories have at least the scores of their children. ConfigError: a file is
+    damaged, or names a category that the taxonomy lacks.
+    """
     digest = hashlib.sha256()
     found: dict[str, dict[str, Any]] = {}
     for name in (CALIBRATION, THRESHOLDS):
@@ -76,8 +94,27 @@ def read_decisions(run: Path, categories: tuple[str, ...]) -> Decisions:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
             raise ConfigError(f"{run / FOLDER / THRESHOLDS}: {name} is invalid: must be a number from 0 to 1")
     is_any = bool(calibrators or found[THRESHOLDS])
+    if calibrators and any(parent >= 0 for parent in parents):
+        digest.update(repr(parents).encode())
     thresholds = {name: float(found[THRESHOLDS].get(name, DEFAULT_THRESHOLD)) for name in categories}
-    return Decisions(calibrators, thresholds, digest.hexdigest() if is_any else "")
+    return Decisions(calibrators, thresholds, digest.hexdigest() if is_any else "", parents)
+
+
+def write_fitted_on(run: Path, ids: Iterable[str]) -> None:
+    """Keep which texts chose the calibration and thresholds of a run, as digests of their ids."""
+    replace_file(run / FOLDER / FITTED_ON, json.dumps({"ids": sorted(map(_id_digest, ids))}) + "\n")
+
+
+def n_fitted_on(run: Path, ids: Iterable[str]) -> int:
+    """How many of these texts chose the calibration and thresholds of a run; 0 if the run does not know."""
+    path = run / FOLDER / FITTED_ON
+    known = read_json_object(path).get("ids") if path.is_file() else None
+    found = set(known) if isinstance(known, list) else set()
+    return sum(_id_digest(one) in found for one in ids)
+
+
+def _id_digest(text_id: str) -> str:
+    return hashlib.sha256(text_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _table(path: Path, categories: tuple[str, ...]) -> dict[str, Any]:

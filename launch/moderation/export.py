@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,7 +27,9 @@ from gpt.files.atomic import partial_folder
 from gpt.files.json_text import decode_json
 from gpt.model.config import ModelConfig
 from gpt.moderation.classifier import Classifier
+from gpt.moderation.measures.calibration import Isotonic, Temperature, calibrator_json
 from launch.moderation.classifier import OpenedClassifier
+from launch.moderation.decisions import Decisions
 from launch.runs.open_engine import LocalScorer
 
 CODE = "modeling_triaxial_classifier.py"
@@ -50,12 +53,12 @@ class ExportedFolder:
 def export_classifier(classifier: OpenedClassifier, output: Path, *, with_code: bool, card: str) -> ExportedFolder:
     """Write the folder, load it with transformers, and compare scores; then give it its name.
 
-    `classifier`: opened with `load_classifier(raw=True)` in fp32: the folder holds no calibration. `with_code`: write a
-    model class into the folder if transformers has none. ConfigError: it has none, or the output exists.
+    `classifier`: opened with `load_classifier` in fp32; the folder has its calibration. `with_code`: write a model
+    class into the folder if transformers has none. ConfigError: it has none, or the output exists.
     """
     import_extra("transformers", extra="hf")
     scorer, objective = _parts(classifier)
-    config = replace(classifier.model, tied=True)  # a classifier has no vocabulary head
+    config = replace(classifier.run.model, tied=True)  # a classifier has no vocabulary head
     family = family_of(config)
     if objective.config.attention != "causal":
         raise ConfigError(
@@ -66,8 +69,8 @@ def export_classifier(classifier: OpenedClassifier, output: Path, *, with_code: 
     trunk = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
     with partial_folder(output) as folder:
         pad = _write_tokenizer(classifier, folder)
-        obstacle = _obstacle(objective, weights, family)
-        if not obstacle and pad == classifier.tokenizer.end_of_document_id:
+        obstacle = _obstacle(objective, weights, family, classifier.decisions)
+        if not obstacle and pad == classifier.run.tokenizer.end_of_document_id:
             obstacle = "they find the end of a text by its padding, and the tokenizer has no special token for that"
         if obstacle and not with_code:
             raise ConfigError(
@@ -75,20 +78,21 @@ def export_classifier(classifier: OpenedClassifier, output: Path, *, with_code: 
                 "model class into the folder (transformers then needs trust_remote_code=True)"
             )
         if obstacle:
-            tensors, settings = _with_code(trunk, weights, config, objective)
+            tensors, settings = _with_code(trunk, weights, config, classifier)
             code = resources.files("launch.moderation") / "assets" / CODE.replace(".py", ".txt")
             (folder / CODE).write_text(code.read_text(encoding="utf-8"), encoding="utf-8")
         else:
-            tensors, settings = _plain(trunk, weights, config)
-        settings |= _labels(classifier) | {"pad_token_id": pad, "eos_token_id": classifier.tokenizer.end_of_document_id}
+            tensors, settings = _plain(trunk, _tempered(weights, classifier), config)
+        settings |= _labels(classifier) | {
+            "pad_token_id": pad,
+            "eos_token_id": classifier.run.tokenizer.end_of_document_id,
+        }
         settings["triaxial"] = {"version": classifier.version, "window": classifier.window}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         _write_json(folder / "config.json", settings)
         _write_json(folder / "thresholds.json", dict(classifier.thresholds))
         (folder / "README.md").write_text(card, encoding="utf-8")
         error, n_texts = compare(classifier, folder, has_code=bool(obstacle))
-        if error > TOLERANCE:
-            raise RuntimeError(f"{folder}: scores differ from ours by {error:.1e}, more than {TOLERANCE:.0e}")
     name = settings["architectures"][0]
     return ExportedFolder(output, name, bool(obstacle), error, n_texts)
 
@@ -96,7 +100,8 @@ def export_classifier(classifier: OpenedClassifier, output: Path, *, with_code: 
 def compare(classifier: OpenedClassifier, folder: Path, *, has_code: bool) -> tuple[float, int]:
     """The largest difference of probabilities between the folder in transformers and ours, and the number of texts.
 
-    They are compared in padded batches; texts of several windows are left out.
+    They are compared in padded batches; texts of several windows are left out without our code. RuntimeError: they
+    differ by more than TOLERANCE, or by more than it becomes in a steep calibration.
     """
     transformers = import_extra("transformers", extra="hf")
     transformers.utils.logging.set_verbosity_error()
@@ -105,16 +110,31 @@ def compare(classifier: OpenedClassifier, folder: Path, *, has_code: bool) -> tu
     loader = _own_class(folder) if has_code else transformers.AutoModelForSequenceClassification
     model = loader.from_pretrained(folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
     largest, texts = 0.0, _sample_texts()
-    fits = [n == 1 for n in classifier.n_windows(classifier.encoded(texts))]
+    fits = [has_code or n == 1 for n in classifier.n_windows(classifier.encoded(texts))]
     texts = [text for text, one in zip(texts, fits, strict=True) if one]
+    uncalibrated = replace(classifier, decisions=Decisions())
     for start in range(0, len(texts), 8):
         some = texts[start : start + 8]
         batch = tokenizer(some, padding=True, padding_side="right", return_tensors="pt", verbose=False)
         with torch.inference_mode():
             logits = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         found = torch.sigmoid(logits.double()).numpy()
+        check_near(found, uncalibrated.scores(some), classifier, where=str(folder))
         largest = max(largest, float(np.abs(found - classifier.scores(some)).max()))
     return largest, len(texts)
+
+
+def check_near(
+    found: NDArray[np.float64], raw: NDArray[np.float64], classifier: OpenedClassifier, *, where: str
+) -> None:
+    """RuntimeError unless scores (n, c) are those of our raw ones, calibrated, but for TOLERANCE before and after."""
+    low, high = (
+        classifier.decisions.applied(np.clip(raw + change, 0, 1), classifier.categories)
+        for change in (-TOLERANCE, TOLERANCE)
+    )
+    error = float(np.maximum(low - found, found - high).max())
+    if error > TOLERANCE:
+        raise RuntimeError(f"{where}: scores differ from ours by {error:.1e}, more than {TOLERANCE:.0e}")
 
 
 def _own_class(folder: Path) -> Any:
@@ -129,13 +149,13 @@ def _own_class(folder: Path) -> Any:
 
 
 def _parts(classifier: OpenedClassifier) -> tuple[LocalScorer, Classifier]:
-    scorer = classifier.engine
+    scorer = classifier.run.engine
     assert isinstance(scorer, LocalScorer), "open the run with load_classifier"
     assert isinstance(scorer.objective, Classifier)
     return scorer, scorer.objective
 
 
-def _obstacle(objective: Classifier, weights: dict[str, Tensor], family: str) -> str:
+def _obstacle(objective: Classifier, weights: dict[str, Tensor], family: str, decisions: Decisions) -> str:
     """Why the classes of transformers cannot express the model, "" if they can."""
     own = objective.config
     if own.head != "linear":
@@ -144,9 +164,21 @@ def _obstacle(objective: Classifier, weights: dict[str, Tensor], family: str) ->
         return f"they read a text's last token alone (objective.pool = '{own.pool}')"
     if own.parents and any(parent >= 0 for parent in objective.taxonomy.parents):
         return "they cannot give a category at least the score of its children (objective.parents = true)"
+    if any(isinstance(one, Isotonic) for one in decisions.calibrators.values()):
+        return (
+            "they cannot follow an isotonic calibration. Without one, calibrate with --kind temperature, or remove it"
+        )
     if family == "llama" and bool(weights["head.classes.bias"].any()):
         return "their linear layer has no bias, and RMSNorm has none that could hold it"
     return ""
+
+
+def _tempered(weights: dict[str, Tensor], classifier: OpenedClassifier) -> dict[str, Tensor]:
+    """The weights with those of a linear head divided by the temperatures of the calibration."""
+    found = [classifier.decisions.calibrators.get(name) for name in classifier.categories]
+    scales = torch.tensor([1 / one.temperature if isinstance(one, Temperature) else 1.0 for one in found])
+    weight, bias = weights["head.classes.weight"].float(), weights["head.classes.bias"].float()
+    return {**weights, "head.classes.weight": weight * scales[:, None], "head.classes.bias": bias * scales}
 
 
 def _plain(
@@ -168,9 +200,10 @@ def _plain(
 
 
 def _with_code(
-    trunk: dict[str, Tensor], weights: dict[str, Tensor], config: ModelConfig, objective: Classifier
+    trunk: dict[str, Tensor], weights: dict[str, Tensor], config: ModelConfig, classifier: OpenedClassifier
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and configuration of the class in the asset CODE."""
+    objective, calibrators = _parts(classifier)[1], classifier.decisions.calibrators
     prefix = {"gpt2": "transformer.", "llama": "model."}[family_of(config)]
     tensors = {f"trunk.{name.removeprefix(prefix)}": tensor for name, tensor in _converted(config, trunk)}
     for name, tensor in weights.items():
@@ -190,6 +223,10 @@ def _with_code(
         "head_hidden": own.hidden if own.head != "linear" else 0,
         "pool": own.pool,
         "parents": list(objective.taxonomy.parents) if own.parents else [-1] * len(objective.taxonomy.ids),
+        "window": classifier.window,
+        "calibration": [
+            calibrator_json(calibrators[name]) if name in calibrators else None for name in classifier.categories
+        ],
     }
 
 
@@ -213,12 +250,12 @@ def _write_tokenizer(classifier: OpenedClassifier, folder: Path) -> int:
     A token that no text gives pads: a special one, or that of unknown characters. Without any it is the
     end-of-document token.
     """
-    end = classifier.tokenizer.end_of_document_id
+    end = classifier.run.tokenizer.end_of_document_id
     write_tokenizer(
-        classifier.tokenizer_file,
+        classifier.run.tokenizer_file,
         folder,
-        tokenizer=classifier.tokenizer,
-        n_ctx=min(classifier.window, classifier.model.n_ctx),
+        tokenizer=classifier.run.tokenizer,
+        n_ctx=min(classifier.window, classifier.run.model.n_ctx),
     )
     path = folder / "tokenizer.json"
     file = decode_json(path.read_bytes())

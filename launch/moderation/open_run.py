@@ -16,7 +16,7 @@ from launch.moderation.classifier import BATCH_TOKENS, GPU_BATCH_TOKENS, OpenedC
 from launch.moderation.decisions import Decisions, read_decisions
 from launch.moderation.features import TextFeatures
 from launch.processes.environment import ClusterEnvironment
-from launch.runs.open_engine import load_local_scorer, opened_engine, packed_for_scoring
+from launch.runs.open_engine import OpenedEngine, load_local_scorer, opened_engine, packed_for_scoring
 from launch.runs.open_model import add_layout_arguments, config_of_newest, inference_layout
 from launch.runs.saved_run import (
     DTYPES,
@@ -46,7 +46,7 @@ def add_classifier_arguments(parser: argparse.ArgumentParser, *, layouts: bool =
         help=f"tokens per batch (default: {BATCH_TOKENS} on a CPU, {GPU_BATCH_TOKENS} on a GPU)",
     )
     parser.add_argument(
-        "--raw", action="store_true", help="leave out the run's calibration; thresholds flag the same texts"
+        "--raw", action="store_true", help="leave out the run's calibration; its thresholds become those of raw scores"
     )
     add_device_arguments(parser)
     if layouts:
@@ -86,28 +86,7 @@ def opened_classifier(args: argparse.Namespace, *, features: bool = False) -> It
         yield load_asked_classifier(args, features=features)
         return
     with opened_engine(args, objective_of) as opened:
-        objective = opened.objective
-        classifier = objective.classifier if isinstance(objective, TextFeatures) else objective
-        assert isinstance(classifier, Classifier)
-        taxonomy = classifier.taxonomy
-        decisions = _decisions(opened.run_directory, taxonomy.ids, raw=args.raw)
-        yield OpenedClassifier(
-            engine=opened.engine,
-            run_directory=opened.run_directory,
-            checkpoint=opened.checkpoint,
-            model=opened.model,
-            tokenizer=opened.tokenizer,
-            tokenizer_file=opened.tokenizer_file,
-            taxonomy=taxonomy,
-            version=version_of(opened.checkpoint, taxonomy, decisions),
-            window=_window(args.window, opened.model, opened.data_config),
-            batch_tokens=_batch_tokens(args.batch_tokens, args.device),
-            tensor=opened.tensor,
-            decisions=decisions,
-            gives_features=features,
-            notes=opened.notes,
-            is_main=opened.is_main,
-        )
+        yield _of_run(opened, args.window, args.batch_tokens, args.device, raw=args.raw)
 
 
 def load_classifier(
@@ -131,25 +110,40 @@ def load_classifier(
     if not isinstance(config, dict):
         raise ConfigError(f"{checkpoint.path}: its state has no configuration, so `triaxial train` did not save it")
     classifier, model = classifier_objective(config, Path(run)), model_section(config)
-    data_config = section(DataConfig, config, "data")
     objective: Objective = TextFeatures(classifier, model.d_model) if features else classifier
+    data_config = section(DataConfig, config, "data")
     file = tokenizer_file(directory, data_config)
-    decisions = _decisions(directory, classifier.taxonomy.ids, raw=raw)
     scorer = load_local_scorer(checkpoint, model, objective, device=device_of(device), dtype=DTYPES[dtype])
-    return OpenedClassifier(
+    opened = OpenedEngine(
         engine=packed_for_scoring(scorer) if packs else scorer,
+        objective=objective,
         run_directory=directory,
         checkpoint=checkpoint,
         model=model,
+        data_config=data_config,
         tokenizer=load_tokenizer(file),
         tokenizer_file=file,
+        notes=tuple(notes),
+    )
+    return _of_run(opened, window, batch_tokens, device, raw=raw)
+
+
+def _of_run(
+    opened: OpenedEngine, window: int | None, batch_tokens: int | None, device: str, *, raw: bool
+) -> OpenedClassifier:
+    """The classifier of an opened run. ConfigError: files of its calibration are damaged, or a number is too small."""
+    objective = opened.objective
+    classifier = objective.classifier if isinstance(objective, TextFeatures) else objective
+    assert isinstance(classifier, Classifier)
+    decisions = _decisions(opened.run_directory, classifier, raw=raw)
+    return OpenedClassifier(
+        run=opened,
         taxonomy=classifier.taxonomy,
-        version=version_of(checkpoint, classifier.taxonomy, decisions),
-        window=_window(window, model, data_config),
+        version=version_of(opened.checkpoint, classifier.taxonomy, decisions),
+        window=_window(window, opened.model, opened.data_config),
         batch_tokens=_batch_tokens(batch_tokens, device),
         decisions=decisions,
-        gives_features=features,
-        notes=tuple(notes),
+        gives_features=isinstance(objective, TextFeatures),
     )
 
 
@@ -164,8 +158,9 @@ def classifier_objective(config: dict[str, Any], run: Path) -> Classifier:
     )
 
 
-def _decisions(run: Path, categories: tuple[str, ...], *, raw: bool) -> Decisions:
-    found = read_decisions(run, categories)
+def _decisions(run: Path, classifier: Classifier, *, raw: bool) -> Decisions:
+    taxonomy = classifier.taxonomy
+    found = read_decisions(run, taxonomy.ids, parents=taxonomy.parents if classifier.config.parents else ())
     return found.without_calibration() if raw else found
 
 

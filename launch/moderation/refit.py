@@ -24,13 +24,13 @@ FITTED = "fitted_heads"  # key in a checkpoint's state
 
 def check_linear(opened: OpenedClassifier) -> None:
     """ConfigError unless the run has linear heads, and its newest checkpoint is in its own folder."""
-    config = classifier_objective(opened.checkpoint.state["config"], opened.run_directory).config  # type: ignore[arg-type]
+    config = classifier_objective(opened.run.checkpoint.state["config"], opened.run.run_directory).config  # type: ignore[arg-type]
     if config.head != "linear":
         raise ConfigError(
-            f"objective.head = '{config.head}' of {opened.run_directory} is invalid here: only linear heads are fitted "
-            f"to features. Train a run with objective.head = 'linear'"
+            f"objective.head = '{config.head}' of {opened.run.run_directory} is invalid here: only linear heads are "
+            f"fitted to features. Train a run with objective.head = 'linear'"
         )
-    place_of(opened.run_directory, opened.checkpoint)
+    place_of(opened.run.run_directory, opened.run.checkpoint)
 
 
 def fit_to_texts(
@@ -60,8 +60,8 @@ def publish_heads(opened: OpenedClassifier, fitted: FittedHeads, *, l2: Mapping[
     def change(name: str, tensor: Tensor) -> Tensor:
         return new.get(name, tensor)
 
-    path = publish_changed(opened.run_directory, opened.checkpoint, change, state={FITTED: facts}, is_main=True)
+    path = publish_changed(opened.run.run_directory, opened.run.checkpoint, change, state={FITTED: facts}, is_main=True)
     text = f"fitted the heads of {path.name} to {n_texts:,} labelled texts"
-    events = opened.run_directory / "events.jsonl"
-    append_event(events, "heads_fitted", step=opened.checkpoint.step, text=text, fields=facts)
+    events = opened.run.run_directory / "events.jsonl"
+    append_event(events, "heads_fitted", step=opened.run.checkpoint.step, text=text, fields=facts)
     return path

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -47,23 +48,34 @@ def score_inputs(
 ) -> dict[str, Any]:
     """Score all texts and write the file; return its summary. Every rank must call it; the main rank writes.
 
-    `advance` gets the number of records that are done. ConfigError: an input cannot be read.
+    `advance` gets the number of records that are done. ConfigError: an input cannot be read, or another command writes
+    the output.
     """
     file = ScoreFile(request.output, request.identity(classifier))
+    with file.opened() if classifier.run.is_main else nullcontext():
+        return _score_into(file, classifier, request, advance, chunk_texts)
+
+
+def _score_into(
+    file: ScoreFile,
+    classifier: OpenedClassifier,
+    request: ScoreRequest,
+    advance: Callable[[int], None],
+    chunk_texts: int,
+) -> dict[str, Any]:
     done = file.progress.records  # read on every rank before the main rank writes: the first chunk is collective
-    if classifier.is_main:
-        file.open()
+    if classifier.run.is_main:
         advance(done)
-    records = texts_to_score(request.inputs, classifier.tokenizer, classifier.tokenizer_file)
+    records = texts_to_score(request.inputs, classifier.run.tokenizer, classifier.run.tokenizer_file)
     for chunk in chunks(islice(records, done, None), chunk_texts):
         texts = [one for one in chunk if isinstance(one, TextToScore)]
         aside = [one for one in chunk if isinstance(one, SetAside)]
         lines, in_windows = _lines(classifier, texts, with_text=request.with_text)
-        if classifier.is_main:
+        if classifier.run.is_main:
             file.add(lines, aside, in_windows=in_windows)
             advance(len(chunk))
     facts = _summary(classifier, request, file)
-    if classifier.is_main:
+    if classifier.run.is_main:
         file.finish(facts, classifier.categories)
     return facts
 
@@ -102,12 +114,14 @@ def _lines(classifier: OpenedClassifier, texts: list[TextToScore], *, with_text:
 def _summary(classifier: OpenedClassifier, request: ScoreRequest, file: ScoreFile) -> dict[str, Any]:
     return {
         "model": classifier.version,
-        "run": str(classifier.run_directory),
-        "checkpoint": str(classifier.checkpoint.path),
+        "run": str(classifier.run.run_directory),
+        "checkpoint": str(classifier.run.checkpoint.path),
         "taxonomy": classifier.taxonomy.label,
         "taxonomy_digest": classifier.taxonomy.digest,
+        "taxonomy_content": classifier.taxonomy.values(),
         "categories": list(classifier.categories),
         "calibrated": bool(classifier.decisions.calibrators),
+        "parents": bool(classifier.decisions.parents),
         "window": classifier.window,
         "texts": file.progress.texts,
         "texts_in_windows": file.progress.in_windows,

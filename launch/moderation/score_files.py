@@ -4,20 +4,23 @@ FILE.jsonl           one line for each text; gzip for FILE.jsonl.gz, a table for
 FILE.summary.json    the model's version, the taxonomy, counts
 FILE.set_aside.jsonl the records that gave no text, with the reason
 
-While the run is not done, the lines are in .FILE.part and .FILE.aside, and their lengths in .FILE.progress.json.
+While the run is not done, the lines are in .FILE.part and .FILE.aside, and their lengths in .FILE.progress.json. One
+process at a time writes them, the one that holds .FILE.lock.
 """
 
 import gzip
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError, import_extra
 from gpt.files.atomic import open_replacement, replace_file, sync_file
+from gpt.files.held import held
 from gpt.files.json_text import decode_json
 from launch.moderation.score_inputs import SetAside
 
@@ -69,12 +72,22 @@ class ScoreFile:
         is_whole = sizes[0] >= found.part_bytes and sizes[1] >= found.aside_bytes
         return found if found.request == request and is_whole else Progress(request)
 
-    def open(self) -> None:
-        """Cut the files to what is known to be whole. Call it before `add`."""
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the files, and cut them to what is known to be whole. Call `add` and `finish` inside.
+
+        ConfigError: another command writes them, or has written to them since this object was made.
+        """
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        for path, size in ((self._part, self.progress.part_bytes), (self._aside, self.progress.aside_bytes)):
-            with open(path, "ab") as file:
-                file.truncate(size)
+        name = f"--output {self.output} is invalid: another `triaxial moderate score`"
+        lock = self.output.with_name(f".{self.stem}.lock")
+        with held(lock, message=f"{name} is writing it. Wait for that one, or name another file"):
+            if self._read(self.progress.request) != self.progress:
+                raise ConfigError(f"{name} has just written it. Run the command again, or name another file")
+            for path, size in ((self._part, self.progress.part_bytes), (self._aside, self.progress.aside_bytes)):
+                with open(path, "ab") as file:
+                    file.truncate(size)
+            yield
 
     def add(self, lines: Sequence[bytes], aside: Sequence[SetAside], *, in_windows: int) -> None:
         """Append a chunk, and record it once it is on disk."""

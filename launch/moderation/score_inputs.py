@@ -80,7 +80,11 @@ def find_score_inputs(
     config = InputConfig(
         paths=others or ("-",), text_field=text_field, id_field=id_field, endings={".json": "json lines"}
     )
-    found = find_inputs(others, endings=config.endings) if others else []
+    try:
+        found = find_inputs(others, endings=config.endings) if others else []
+    except ConfigError as error:  # it names keys of a recipe
+        reason = str(error).removeprefix("input.paths: ").replace("; input.endings adds others", "")
+        raise ConfigError(f"INPUT is invalid: {reason.replace(', or set input.endings', '')}") from None
     if remote := next((one for one in found if isinstance(one, RemoteFile)), None):
         raise ConfigError(f"{remote.url} is invalid here: it is not on this machine. Copy it first")
     files = tuple(one for one in found if isinstance(one, Path))

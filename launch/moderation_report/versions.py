@@ -14,8 +14,8 @@ from gpt.files.json_files import read_json_object
 from gpt.moderation.label_files import read_labelled
 from gpt.moderation.labels import LabelledText, label_matrix
 from gpt.moderation.score_files import all_scores
-from gpt.moderation.taxonomy import Taxonomy, read_taxonomy, shipped_taxonomies
-from launch.moderation.loop.joined import labelled_texts, summary_of
+from gpt.moderation.taxonomy import Taxonomy, read_taxonomy
+from launch.moderation.loop.joined import common, labelled_texts, summary_of, taxonomy_of
 
 if TYPE_CHECKING:
     from launch.moderation.classifier import OpenedClassifier
@@ -84,7 +84,7 @@ def score_run(run: "OpenedClassifier", labels: Sequence[Path], taxonomy: Taxonom
     texts = {one.id: one.text for path in labels for one in read_labelled(path, taxonomy) if one.labels}
     scores = dict(zip(texts, run.scores(list(texts.values())), strict=True))
     chosen = tuple(run.thresholds.get(one, THRESHOLD) for one in taxonomy.ids)
-    return ScoredVersion(name, scores, chosen, {"model": run.version})
+    return ScoredVersion(name, scores, chosen, {"model": run.version, "run": str(run.run.run_directory)})
 
 
 def compare(versions: Sequence[ScoredVersion], labels: Sequence[Path], taxonomy: Taxonomy) -> ComparedVersions:
@@ -93,11 +93,8 @@ def compare(versions: Sequence[ScoredVersion], labels: Sequence[Path], taxonomy:
     ConfigError: a file of labels cannot be read, or no labelled text has scores of all versions.
     """
     texts = [one for one in labelled_texts(labels, taxonomy) if one.labels]
-    joined = [one for one in texts if all(one.id in version.scores for version in versions)]
-    if not joined:
-        raise ConfigError(
-            f"--labels {labels[0]}: none of its {len(texts):,} labelled texts has scores. Score these, with their ids."
-        )
+    where = f"--labels {labels[0]}: there are no scores of {{}}. Score these, with their ids."
+    joined = common(texts, *(version.scores for version in versions), where=where)
     matrix = label_matrix(joined, taxonomy, contradictory="unknown")
     return ComparedVersions(
         taxonomy=taxonomy,
@@ -123,20 +120,12 @@ def read_thresholds(path: Path | None, taxonomy: Taxonomy) -> dict[str, float]:
 def find_taxonomy(
     given: Path | None, scores: Sequence[Path], runs: "Mapping[Path, OpenedClassifier]" = MappingProxyType({})
 ) -> Taxonomy:
-    """The taxonomy that is named, else that of a run, else the shipped one with the digest of a summary.
-
-    ConfigError: there is none.
-    """
+    """The taxonomy that is named, else that of a run, else that of the scores. ConfigError: as `taxonomy_of`."""
     if given is not None:
         return read_taxonomy(given)
     if runs:
         return next(iter(runs.values())).taxonomy
-    digests = {summary_of(path).get("taxonomy_digest") for path in scores}
-    for shipped in shipped_taxonomies().values():
-        taxonomy = read_taxonomy(shipped)
-        if taxonomy.digest in digests:
-            return taxonomy
-    raise ConfigError("--taxonomy is missing, and no summary of the scores names a shipped one. Give its file.")
+    return taxonomy_of(None, scores)
 
 
 def _contradictory(texts: Sequence[LabelledText], matrix: NDArray[np.float64], taxonomy: Taxonomy) -> int:

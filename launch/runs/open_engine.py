@@ -18,9 +18,8 @@ from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.masks import AttentionMask
-from gpt.post_training.sequence_scores import MIN_ROW_TOKENS
+from gpt.post_training.sequence_scores import MIN_ROW_TOKENS, TokenScorer
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
-from gpt.training.engine import Engine
 from gpt.training.objective import Objective
 from launch.processes.environment import ClusterEnvironment, bootstrap_in_this_process
 from launch.processes.rendezvous import join_processes
@@ -37,9 +36,12 @@ from parallel.layout.layout import Layout
 
 @dataclass(frozen=True)
 class OpenedEngine:
-    """An engine with the weights of a checkpoint. `is_main`: the one rank that prints and writes."""
+    """A run with the weights of a checkpoint, in an engine or a module of this process.
 
-    engine: Engine
+    `tensor`: ranks of the tensor axis. `is_main`: the one rank that prints and writes.
+    """
+
+    engine: TokenScorer
     objective: Objective
     run_directory: Path
     checkpoint: Checkpoint
@@ -47,9 +49,9 @@ class OpenedEngine:
     data_config: DataConfig
     tokenizer: Tokenizer
     tokenizer_file: Path
-    tensor: int
-    notes: tuple[str, ...]
-    is_main: bool
+    tensor: int = 1
+    notes: tuple[str, ...] = ()
+    is_main: bool = True
 
 
 @contextmanager

@@ -5,6 +5,7 @@ that did not train the classifier. Everything is float64.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -46,6 +47,17 @@ def calibrated(scores: ArrayLike, calibrator: Calibrator) -> Floats:
     if isinstance(calibrator, Isotonic):
         return np.interp(values, calibrator.x, calibrator.y)
     return _sigmoid(_logit(values) / calibrator.temperature)
+
+
+def parents_at_least_children(scores: Floats, parents: Sequence[int]) -> Floats:
+    """Scores (n, c) in which each category has at least those of its children. `parents` (c,): positions, or -1."""
+    found = scores.copy()
+    for child in range(len(parents)):
+        above = parents[child]
+        while above >= 0:  # all ancestors, so the order does not matter
+            found[:, above] = np.maximum(found[:, above], scores[:, child])
+            above = parents[above]
+    return found
 
 
 def fit(kind: Kind, labels: ArrayLike, scores: ArrayLike) -> Calibrator:

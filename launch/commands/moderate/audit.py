@@ -28,6 +28,7 @@ from gpt.moderation.loop.label_errors import (
     suspicion,
 )
 from gpt.moderation.taxonomy import Taxonomy, read_taxonomy
+from gpt.telemetry.screen import counted
 from launch.moderation.loop.joined import common, joined, labelled_texts
 from launch.processes.terminal import table_console
 from launch.reports.written import add_json_option, json_destination
@@ -55,11 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="labels of the auditor for texts drawn at random: are more than 30%% wrong?",
     )
-    parser.add_argument("--halves", type=Path, metavar="FOLDER", help="write the two halves for a cross-fit")
+    parser.add_argument(
+        "--halves", type=Path, metavar="FOLDER", help="write half0.jsonl and half1.jsonl, to train a classifier on each"
+    )
     parser.add_argument(
         "--cross-fit",
         action="store_true",
-        help="each half is scored by the classifier of the other half: flag labels that the scores contradict",
+        help="flag labels that --scores contradict, of classifiers that you have trained on the other half each: this "
+        "command trains nothing. `triaxial docs guides/moderation` has the commands, from --halves to here",
     )
     parser.add_argument("--flagged", type=Path, metavar="FILE.jsonl", help="with --cross-fit: write the flagged texts")
     parser.add_argument("--seed", type=int, default=0, help="of the halves and the sample (default: 0)")
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     texts = merged(lines)
     result: dict[str, Any] = {"texts": len(texts)}
     with json_destination(args.json) as emit:
-        result["agreement"] = _agreement(lines, taxonomy)
+        result["agreement"] = agreement = _agreement(lines, taxonomy)
         if args.halves is not None:
             result["halves"] = _write_halves(args.halves, texts, taxonomy, seed=args.seed)
         if args.sample is not None:
@@ -84,6 +88,11 @@ def run(args: argparse.Namespace) -> int:
             result["random_part"] = _random_part(texts, args.random_part, taxonomy)
         if args.cross_fit:
             result["cross_fit"] = _cross_fit(args, texts, taxonomy)
+        if not agreement and len(result) == 2:
+            print(
+                f"{len(texts):,} labelled texts of fewer than two labellers, so there is no agreement to measure. Give "
+                "--sample, --auditor, --random-part, --halves or --cross-fit"
+            )
         emit(result)
     return 0
 
@@ -94,7 +103,10 @@ def _check(args: argparse.Namespace) -> None:
     if not 0 <= args.seed < 1 << 63:
         raise ConfigError(f"--seed {args.seed} is invalid: it must be from 0 to 2^63 - 1. Use 0.")
     if args.cross_fit and args.scores is None:
-        raise ConfigError("--cross-fit needs --scores FILE: those of both halves.")
+        raise ConfigError(
+            "--cross-fit needs --scores FILE FILE: of each half, by a classifier that you have trained on the other. "
+            "This command trains nothing. See --halves, and `triaxial docs guides/moderation`"
+        )
     if args.flagged is not None and not args.cross_fit:
         raise ConfigError("--flagged is only valid with --cross-fit.")
 
@@ -106,7 +118,6 @@ def _agreement(lines: Sequence[LabelledText], taxonomy: Taxonomy) -> dict[str, A
         if one.labeller:
             by_labeller.setdefault(one.labeller, {})[one.id] = one
     if len(by_labeller) < 2:
-        print("agreement: the labels are of fewer than two labellers")
         return {}
     ids = sorted({one.id for one in lines})
     alphas: dict[str, float] = {}
@@ -142,7 +153,8 @@ def _write_halves(folder: Path, texts: Sequence[LabelledText], taxonomy: Taxonom
         own = [one for one, fold in zip(texts, folds, strict=True) if fold == half]
         sizes.append(write_labelled(folder / f"half{half}.jsonl", own, taxonomy))
     print(
-        f"wrote halves of {sizes[0]:,} and {sizes[1]:,} texts to {escaped(str(folder))}: train on each, score the other"
+        f"wrote halves of {sizes[0]:,} and {sizes[1]:,} texts to {escaped(str(folder))}. Prepare and train on each, "
+        "score the other, then give both files of scores with --cross-fit"
     )
     return sizes
 
@@ -161,7 +173,7 @@ def _write_sample(args: argparse.Namespace, texts: Sequence[LabelledText], taxon
     for one in chosen:
         counts[one.reason.partition(":")[0]] += 1
     print(
-        f"wrote {len(chosen):,} texts for the auditor: {counts['labelled']:,} labelled positive, "
+        f"wrote {counted(len(chosen), 'text')} for the auditor: {counts['labelled']:,} labelled positive, "
         f"{counts['scored']:,} others with a score above 0.5"
     )
     return counts
@@ -208,10 +220,9 @@ def _random_part(texts: Sequence[LabelledText], auditor: Sequence[Path], taxonom
 
 
 def _both(texts: Sequence[LabelledText], auditor: Sequence[Path], taxonomy: Taxonomy) -> tuple[Any, Any]:
-    own, his = common(texts, {one.id: one for one in labelled_texts(auditor, taxonomy)})
-    if not own:
-        raise ConfigError(f"{auditor[0]} has no text of the labels. Audit texts of these labels: see --sample.")
-    return label_matrix(own, taxonomy), label_matrix(his, taxonomy)
+    audited = {one.id: one for one in labelled_texts(auditor, taxonomy)}
+    own = common(texts, audited, where=f"{auditor[0]} has none of {{}}. Audit texts of these labels: see --sample.")
+    return label_matrix(own, taxonomy), label_matrix([audited[one.id] for one in own], taxonomy)
 
 
 def _cross_fit(args: argparse.Namespace, texts: Sequence[LabelledText], taxonomy: Taxonomy) -> dict[str, Any]:
@@ -240,5 +251,5 @@ def _cross_fit(args: argparse.Namespace, texts: Sequence[LabelledText], taxonomy
     if args.flagged is not None:
         rows = [(found.texts[i], {"pipeline": f"flagged:{'+'.join(flagged_by[i])}", "weight": 1.0}) for i in order]
         _write(args.flagged, rows)
-        print(f"wrote {len(order):,} texts to label again, the most suspicious first")
+        print(f"wrote {counted(len(order), 'text')} to label again, the most suspicious first")
     return {"categories": counts, "flagged": [found.texts[i].id for i in order]}

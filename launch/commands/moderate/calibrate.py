@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,16 @@ from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
 from gpt.moderation.measures.calibration import (
     KINDS,
-    Calibrator,
-    calibrated,
     calibrator_json,
     expected_calibration_error,
     fit,
 )
 from gpt.moderation.measures.ranking import Floats
 from gpt.moderation.measures.thresholds import Target, Threshold, choose_threshold
-from gpt.moderation.taxonomy import read_taxonomy
-from launch.moderation.loop.joined import joined, labelled_texts, summary_of
+from gpt.moderation.taxonomy import Taxonomy
+from gpt.telemetry.screen import counted
+from launch.moderation.decisions import CALIBRATION, FOLDER, THRESHOLDS, calibrated_scores, write_fitted_on
+from launch.moderation.loop.joined import LabelledScores, joined, labelled_texts, summary_of, taxonomy_of
 from launch.processes.terminal import table_console
 from launch.reports.written import add_json_option, json_destination
 
@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", type=Path, nargs="+", required=True, metavar="FILE", help="texts that did not train the classifier"
     )
-    parser.add_argument("--taxonomy", type=Path, required=True, metavar="FILE", help="a TOML file, or a shipped name")
+    parser.add_argument(
+        "--taxonomy", type=Path, metavar="FILE", help="a TOML file, or a shipped name (default: that of the scores)"
+    )
     parser.add_argument("--kind", choices=KINDS, default="temperature", help="the calibration (default: temperature)")
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--precision", type=float, metavar="P", help="thresholds with most recall at this precision")
@@ -55,43 +57,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_option(parser, "calibration, thresholds and their intervals")
 
 
+@dataclass
+class _Fit:
+    """What goes into the run, by category, and the rows of the table."""
+
+    calibration: dict[str, Any] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
 def run(args: argparse.Namespace) -> int:
     target, wanted = _target(args)
     if not args.run.is_dir():
         raise ConfigError(f"RUN {args.run} is no directory. Name the run directory of a classifier.")
     _check_raw(args.scores)
-    taxonomy = read_taxonomy(args.taxonomy)
-    found = joined(labelled_texts(args.labels, taxonomy), args.scores, taxonomy)
-    calibration: dict[str, Any] = {}
-    thresholds: dict[str, float] = {}
-    rows: list[dict[str, Any]] = []
+    taxonomy = taxonomy_of(args.taxonomy, args.scores)
+    texts = joined(labelled_texts(args.labels, taxonomy), args.scores, taxonomy)
+    has_parents = all(summary_of(path).get("parents", True) for path in args.scores)
     with json_destination(args.json) as emit:
-        for i, category in enumerate(taxonomy.ids):
-            calibrator, threshold, row = _category(
-                found.labels[:, i], found.scores[:, i], kind=args.kind, target=target, wanted=wanted, sure=args.sure
-            )
-            rows.append({"category": category, **row})
-            if calibrator is not None:
-                calibration[category] = calibrator_json(calibrator)
-            if threshold is not None:
-                thresholds[category] = threshold.threshold
-        folder = args.run / "moderation"
-        folder.mkdir(exist_ok=True)
-        replace_file(folder / "calibration.json", json.dumps(calibration, indent=2) + "\n")
-        if target is not None:
-            replace_file(folder / "thresholds.json", json.dumps(thresholds, indent=2) + "\n")
-        elif (folder / "thresholds.json").exists():
-            print(
-                "note: thresholds.json was chosen for the scores before this calibration, and stays. Choose again with "
-                "--precision or --recall, or remove it"
-            )
-        table_console().print(_table(rows))
-        for row in rows:
+        found = _fit(texts, taxonomy, args, target, wanted, parents=taxonomy.parents if has_parents else ())
+        _write(args.run, found, [one.id for one in texts.texts], with_thresholds=target is not None)
+        table_console().print(_table(found.rows))
+        for row in found.rows:
             if row["note"]:
                 print(f"note: {row['category']}: {row['note']}")
-        print(f"{len(found.texts):,} labelled texts with scores; wrote {folder}")
-        emit({"texts": len(found.texts), "kind": args.kind, "calibration": calibration, "categories": rows})
+        print(f"{counted(len(texts.texts), 'labelled text')} with scores; wrote {args.run / FOLDER}")
+        print("note: measure with other texts: on these, calibration and thresholds look better than they are")
+        values = {"calibration": found.calibration, "categories": found.rows}
+        emit({"texts": len(texts.texts), "kind": args.kind, **values})
     return 0
+
+
+def _fit(
+    texts: LabelledScores,
+    taxonomy: Taxonomy,
+    args: argparse.Namespace,
+    target: Target | None,
+    wanted: float,
+    *,
+    parents: Sequence[int],
+) -> _Fit:
+    """Fit each category that has enough labels, and choose thresholds of the scores that the run will then give."""
+    fitted = {
+        category: fit(args.kind, texts.labels[:, i], texts.scores[:, i])
+        for i, category in enumerate(taxonomy.ids)
+        if _n_fewer(texts.labels[:, i]) >= MIN_POSITIVES
+    }
+    found = _Fit({category: calibrator_json(one) for category, one in fitted.items()})
+    after = calibrated_scores(texts.scores, taxonomy.ids, fitted, parents)
+    for i, category in enumerate(taxonomy.ids):
+        labels, is_fitted = texts.labels[:, i], category in fitted
+        threshold = None
+        if target is not None and is_fitted:
+            threshold = choose_threshold(labels, after[:, i], target, wanted, sure=args.sure)
+        row = _row(labels, texts.scores[:, i], after[:, i], threshold, is_fitted=is_fitted)
+        if threshold is not None:
+            found.thresholds[category] = threshold.threshold
+        elif target is not None and is_fitted:
+            row["note"] = f"no threshold reaches {target} {wanted:g}; none is set"
+        found.rows.append({"category": category, **row})
+    return found
+
+
+def _write(run: Path, found: _Fit, ids: Sequence[str], *, with_thresholds: bool) -> None:
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    replace_file(folder / CALIBRATION, json.dumps(found.calibration, indent=2) + "\n")
+    write_fitted_on(run, ids)
+    if with_thresholds:
+        replace_file(folder / THRESHOLDS, json.dumps(found.thresholds, indent=2) + "\n")
+    elif (folder / THRESHOLDS).exists():
+        print(
+            "note: thresholds.json was chosen for the scores before this calibration, and stays. Choose again with "
+            "--precision or --recall, or remove it"
+        )
 
 
 def _check_raw(paths: Sequence[Path]) -> None:
@@ -116,25 +155,24 @@ def _target(args: argparse.Namespace) -> tuple[Target | None, float]:
     return None, 0.0
 
 
-def _category(
-    labels: Floats, scores: Floats, *, kind: Any, target: Target | None, wanted: float, sure: bool
-) -> tuple[Calibrator | None, Threshold | None, dict[str, Any]]:
-    """Fit one category. The row says what was done, or why nothing was."""
+def _n_fewer(labels: Floats) -> int:
+    """The number of labels of the rarer class."""
+    return min(int((labels == 1).sum()), int((labels == 0).sum()))
+
+
+def _row(
+    labels: Floats, before: Floats, after: Floats, threshold: Threshold | None, *, is_fitted: bool
+) -> dict[str, Any]:
+    """What was done with one category, or why nothing was."""
     positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
     row: dict[str, Any] = {"positives": positives, "known": positives + negatives, "note": "", "threshold": None}
-    if min(positives, negatives) < MIN_POSITIVES:
+    if not is_fitted:
         row["note"] = f"{positives} positives and {negatives} negatives are too few; its scores stay as they are"
-        return None, None, row
-    calibrator = fit(kind, labels, scores)
-    after = calibrated(scores, calibrator)
-    row["error_before"] = expected_calibration_error(labels, scores)
+        return row
+    row["error_before"] = expected_calibration_error(labels, before)
     row["error_after"] = expected_calibration_error(labels, after)
-    threshold = None if target is None else choose_threshold(labels, after, target, wanted, sure=sure)
-    if threshold is not None:
-        row["threshold"] = asdict(threshold)
-    elif target is not None:
-        row["note"] = f"no threshold reaches {target} {wanted:g}; none is set"
-    return calibrator, threshold, row
+    row["threshold"] = None if threshold is None else asdict(threshold)
+    return row
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

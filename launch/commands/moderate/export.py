@@ -28,15 +28,15 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("there is nothing to write. Give --to FOLDER or --onnx FILE.onnx")
     if args.with_code and args.to is None:
         raise ConfigError("--with-code needs --to FOLDER")
-    card = model_card(load_classifier(args.run, step=args.step, device="cpu"))
-    classifier = load_classifier(args.run, step=args.step, device="cpu", raw=True)
+    classifier = load_classifier(args.run, step=args.step, device="cpu")
+    calibration = "calibrated as the run's" if classifier.decisions.calibrators else "without calibration, as the run's"
     if args.to is not None:
-        found = export_classifier(classifier, args.to, with_code=args.with_code, card=card)
+        found = export_classifier(classifier, args.to, with_code=args.with_code, card=model_card(classifier))
         code = ", with trust_remote_code=True" if found.needs_code else ""
         print(f"{found.folder}: {found.architecture}{code}; model card in README.md")
         print(f"verified: probabilities of {found.texts} texts within {found.max_error:.1e} of ours in fp32")
-        print("the folder gives sigmoid(logits) without calibration; thresholds.json flags the same texts")
+        print(f"its probabilities, sigmoid(logits), are {calibration}; thresholds.json has the thresholds")
     if args.onnx is not None:
         error = export_onnx(classifier, args.onnx)
-        print(f"{args.onnx}: probabilities within {error:.1e} of ours by onnxruntime, without calibration")
+        print(f"{args.onnx}: probabilities within {error:.1e} of ours by onnxruntime, {calibration}")
     return 0

@@ -155,7 +155,8 @@ def _checked(args: argparse.Namespace, taxonomy: Taxonomy) -> dict[str, Any]:
 
 def _compared(args: argparse.Namespace, texts: Sequence[LabelledText], taxonomy: Taxonomy) -> tuple[Any, Any]:
     if args.auditor is not None:
-        own, his = common(texts, {one.id: one for one in labelled_texts(args.auditor, taxonomy)})
-        return label_matrix(own, taxonomy), label_matrix(his, taxonomy)
+        audited = {one.id: one for one in labelled_texts(args.auditor, taxonomy)}
+        own = common(texts, audited, where=f"{args.auditor[0]} has none of {{}}. Label some of these texts.")
+        return label_matrix(own, taxonomy), label_matrix([audited[one.id] for one in own], taxonomy)
     found = joined(texts, args.scores, taxonomy)
     return found.labels, np.where(found.scores >= 0.5, 1.0, 0.0)

@@ -4,6 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
+from gpt.telemetry.screen import counted
 from launch.moderation.decisions import read_decisions
 from launch.moderation.loop.joined import labelled_texts
 from launch.moderation.open_run import load_classifier
@@ -37,11 +38,13 @@ def run(args: argparse.Namespace) -> int:
     fitted, penalties = fit_to_texts(opened, texts, l2=args.l2)
     path = publish_heads(opened, fitted, l2=penalties, n_texts=len(texts))
     known = ", ".join(f"{one} {n:,}" for one, n in zip(opened.categories, fitted.n_known, strict=True))
-    print(f"fitted the heads to {len(texts):,} texts in {time.monotonic() - began:.1f} s; known labels: {known}")
+    print(
+        f"fitted the heads to {counted(len(texts), 'text')} in {time.monotonic() - began:.1f} s; known labels: {known}"
+    )
     if args.l2 is None:
         print("chosen l2: " + ", ".join(f"{one} {penalty:g}" for one, penalty in penalties.items()))
     print(f"published {path}")
-    if read_decisions(opened.run_directory, opened.categories).calibrators:
+    if read_decisions(opened.run.run_directory, opened.categories).calibrators:
         print("note: the calibration in the run is that of the heads before; run `triaxial moderate calibrate` again")
     return 0
 

@@ -14,6 +14,7 @@ from gpt.errors import ConfigError, file_error
 from gpt.evaluation.intervals import Interval
 from gpt.moderation.agreement import CategoryAgreement, agreements
 from gpt.moderation.taxonomy import Taxonomy, read_taxonomy
+from gpt.telemetry.screen import counted
 from launch.labelling.answers import AnswerFile, LabelAnswer, answer_of
 from launch.labelling.server import LabellingServer
 from launch.labelling.task import LabellingTask, check_labellers
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     given = read_texts(args.texts)
     for reason, n in given.left_out.most_common():
-        print(f"note: {n:,} lines left out: {printable(reason)}")
+        print(f"note: {counted(n, 'line')} left out: {printable(reason)}")
     file = AnswerFile(args.output)
     others = {name: frozenset(found) for name, found in answers_in(given).items()}
     task = LabellingTask(given.texts, taxonomy, file, overlap=args.overlap, others=others)
@@ -71,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ConfigError(f"--port {args.port}: {error.strerror}. Use another port, or leave it out.") from error
     with server:
-        print(f"{len(given.texts):,} texts; labels go to {args.output}. On this machine only (Ctrl-C ends it):")
+        print(
+            f"{counted(len(given.texts), 'text')}; labels go to {args.output}. On this machine only (Ctrl-C ends it):"
+        )
         for name, url in server.urls.items():
             print(f"  {printable(name)}: {url}", flush=True)
         with suppress(KeyboardInterrupt):
@@ -110,7 +113,7 @@ def open_file(file: AnswerFile, args: argparse.Namespace, given: TextsToLabel) -
             f"--output {args.output} holds {file.damaged:,} lines, and none is an answer. Give another file."
         )
     if file.damaged:
-        print(f"note: {file.damaged:,} lines of {args.output} are damaged and do not count")
+        print(f"note: {counted(file.damaged, 'damaged line')} of {args.output} left out")
     known = {text.id for text in given.texts}
     for name in args.labeller:
         n = len(file.by_labeller.get(name, {}).keys() & known)

@@ -14,6 +14,7 @@ from gpt.moderation.label_files import LabelCounts, read_labelled, write_labelle
 from gpt.moderation.label_records import parse_label_map
 from gpt.moderation.labels import LabelledText, contradiction_error, label_states, merged
 from gpt.moderation.taxonomy import Taxonomy, read_taxonomy
+from gpt.telemetry.screen import counted
 from gpt.token_files.label_states import NEGATIVE, POSITIVE, contradictions, with_ancestors
 from launch.processes.terminal import table_console
 
@@ -63,25 +64,23 @@ def run(args: argparse.Namespace) -> int:
     if not counts.lines:
         raise ConfigError(f"{', '.join(map(str, args.files))}: no records. Name a file of labelled texts")
     if not kept and texts:
-        raise ConfigError(
-            f"all {len(texts):,} texts contradict {taxonomy.label}, and none is left. Correct their labels"
-        )
+        raise ConfigError(f"no text is left: each of {len(texts):,} contradicts {taxonomy.label}. Correct their labels")
     if not any(one.labels for one in kept):
         raise ConfigError(f"no record has a label of {taxonomy.label}. Name the fields of the labels with --map")
     table_console().print(counts_table(kept, taxonomy))
-    print(f"{counts.lines:,} records, {len(lines):,} with a text, {len(texts):,} different ids")
-    for n, what in (
-        (counts.without_text, "records without a text are left out"),
-        (counts.without_labels, "records have no known label"),
-        (len(texts) - len(kept), "texts contradict the taxonomy, and are left out"),
+    print(f"{counted(counts.lines, 'record')}, {len(lines):,} with a text, {counted(len(texts), 'different id')}")
+    for n, noun, what in (
+        (counts.without_text, "record", "left out for want of a text"),
+        (counts.without_labels, "record", "without a known label"),
+        (len(texts) - len(kept), "text", "left out for contradicting the taxonomy"),
     ):
         if n:
-            print(f"note: {n:,} {what}")
+            print(f"note: {counted(n, noun)} {what}")
     for line in one_class_notes(kept, taxonomy):
         print(escaped(line))
     if args.output is not None:
         write_labelled(args.output, kept, taxonomy)
-        print(f"wrote {len(kept):,} texts to {args.output}")
+        print(f"wrote {counted(len(kept), 'text')} to {args.output}")
     return 0
 
 

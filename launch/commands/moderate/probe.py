@@ -177,7 +177,7 @@ def _perturbation_table(found: list[dict[str, Any]]) -> Table:
     table = Table(title=Text("perturbations"), box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("category", "perturbation"):
         table.add_column(name)
-    for name in ("flagged", "still flagged", "mean change of p"):
+    for name in ("flagged, of positives", "of these, rewritten", "mean change of p"):
         table.add_column(name, justify="right")
     for one in sorted(found, key=lambda row: str(row["category"])):
         cells = (one["category"], one["name"], f"{one['flagged_before']:,} of {one['texts']:,}")

@@ -9,10 +9,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, escaped
 from gpt.moderation.measures.intervals import RESAMPLES
 from gpt.moderation.taxonomy import Taxonomy
+from gpt.telemetry.screen import counted
 from launch.comparison.answers import model_names
+from launch.moderation.decisions import n_fitted_on
 from launch.moderation_report.costs import LabelCosts, label_costs
 from launch.moderation_report.measured import ReportFigures, as_json, measure
 from launch.moderation_report.page import ReportParts, moderation_page
@@ -20,6 +22,7 @@ from launch.moderation_report.plots import interval_text
 from launch.moderation_report.probes import probes_of
 from launch.moderation_report.rounds import Round, read_rounds
 from launch.moderation_report.versions import (
+    ComparedVersions,
     compare,
     find_taxonomy,
     open_runs,
@@ -100,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         costs = label_costs(args.labelled, taxonomy) if args.labelled else None
         figures = measure(compared, resamples=args.resamples)
         show(figures, n_left_out=compared.without_scores)
+        for line in fitted_notes(compared):
+            print(escaped(line))
         if args.html is not None:
             page = moderation_page(ReportParts(compared, figures, probes, rounds, costs), now=time.time())
             write_page("--html", args.html, page)
@@ -131,6 +136,20 @@ def rounds_of(args: argparse.Namespace, taxonomy: Taxonomy) -> list[Round]:
     return read_rounds(pairs, args.labels, taxonomy, resamples=args.resamples)
 
 
+def fitted_notes(compared: ComparedVersions) -> list[str]:
+    """Warn of texts that chose the calibration and thresholds of a version: its figures on them are too good."""
+    lines = []
+    for version in compared.versions:
+        run = version.facts.get("run")
+        n = n_fitted_on(Path(run), compared.ids) if isinstance(run, str) else 0
+        if n:
+            lines.append(
+                f"note: {n:,} of {counted(len(compared.ids), 'text')} chose the calibration or thresholds of {run} "
+                "(`moderate calibrate`), so the figures of its decisions and calibration are too good. Give other texts"
+            )
+    return lines
+
+
 def further(rounds: list[Round], costs: LabelCosts | None) -> dict[str, object]:
     """The learning curve and the costs for the JSON, where there are any."""
     found: dict[str, object] = {}
@@ -146,9 +165,9 @@ def further(rounds: list[Round], costs: LabelCosts | None) -> dict[str, object]:
 def show(figures: ReportFigures, *, n_left_out: int) -> None:
     """Print the measures of every category."""
     console = table_console()
-    console.print(Text(f"{figures.n_texts:,} labelled texts"))
+    console.print(Text(f"{counted(figures.n_texts, 'labelled text')}"))
     if n_left_out:
-        console.print(Text(f"note: {n_left_out:,} labelled texts have no scores, and are left out"))
+        console.print(Text(f"note: {counted(n_left_out, 'labelled text')} left out for want of scores"))
     for version in figures.versions:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for i, head in enumerate(

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from gpt.errors import ConfigError, one_line
+from gpt.telemetry.screen import counted
 from launch.moderation.open_run import add_classifier_arguments, opened_classifier
 from launch.moderation.score import ScoreRequest, score_inputs
 from launch.moderation.score_files import stem_of
@@ -54,22 +55,22 @@ def run(args: argparse.Namespace) -> int:
         return start_ranks(args)
     request = ScoreRequest(inputs, args.output, with_text=not args.no_text)
     with json_destination(args.json if is_first_process() else None) as emit, opened_classifier(args) as classifier:
-        console = SafeConsole(quiet=not classifier.is_main)
-        for note in classifier.notes:
+        console = SafeConsole(quiet=not classifier.run.is_main)
+        for note in classifier.run.notes:
             console.print(one_line(note), markup=False)
-        with work_progress(shows=classifier.is_main) as progress:
+        with work_progress(shows=classifier.run.is_main) as progress:
             progress.start("texts")
             facts = score_inputs(classifier, request, advance=progress.advance)
         set_aside = sum(facts["set_aside"].values())
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in facts["set_aside"].items())
         long = f"; {facts['texts_in_windows']:,} longer than {facts['window']} tokens, in windows: largest scores"
         console.print(
-            f"{args.output}: {facts['texts']:,} texts scored by {facts['model']}"
+            f"{args.output}: {counted(facts['texts'], 'text')} scored by {facts['model']}"
             + (long if facts["texts_in_windows"] else "")
-            + (f"; {set_aside:,} records set aside ({reasons})" if set_aside else ""),
+            + (f"; {counted(set_aside, 'record')} set aside ({reasons})" if set_aside else ""),
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
-        emit(facts)
+        emit({key: value for key, value in facts.items() if key != "taxonomy_content"})  # its examples may offend
     return 0

@@ -13,6 +13,7 @@ from gpt.errors import ConfigError, did_you_mean
 from gpt.files.atomic import open_replacement
 from gpt.moderation.loop.selection import SelectionSettings, select
 from gpt.moderation.score_files import score_categories
+from gpt.telemetry.screen import counted
 from launch.moderation.loop.selection import labelled_ids, mean_scores, pool_of, selected_records
 from launch.processes.terminal import table_console
 from launch.reports.written import add_json_option, check_destination, json_destination
@@ -62,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     state_file = args.output.with_name(f".{args.output.name}.state.json")
     with json_destination(args.json) as emit:
         labelled = labelled_ids(args.labelled)
-        pool = pool_of(args.scores, settings, labelled=labelled, group_by=args.group_by, state_file=state_file)
+        pool, n_labelled = pool_of(
+            args.scores, settings, labelled=labelled, group_by=args.group_by, state_file=state_file
+        )
         selected = select(pool, settings)
         records = list(selected_records(args.scores, selected))
         with open_replacement(args.output) as file:
@@ -72,14 +75,15 @@ def run(args: argparse.Namespace) -> int:
         counts = Counter(one.pipeline for one in selected)
         found = {
             "pool": pool.seen,
-            "labelled": len(labelled),
+            "labelled": n_labelled,
             "selected": len(selected),
             "pipelines": {name: counts[name] for name in settings.pipelines},
             "groups": dict(Counter(one.group for one in selected)) if args.group_by else {},
             "mean_scores": mean_scores(records, settings.categories),
         }
         table_console().print(_table(settings, counts))
-        print(f"selected {len(selected):,} of {pool.seen:,} texts; {len(labelled):,} are labelled already")
+        further = f"; {counted(n_labelled, 'further text')} of the pool labelled already" if args.labelled else ""
+        print(f"selected {len(selected):,} of {counted(pool.seen, 'text')}{further}")
         if any("text" not in record for record in records):
             print("note: the scores have no texts, which `triaxial moderate label` needs. Score without --no-text.")
         emit(found)

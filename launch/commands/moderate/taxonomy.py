@@ -9,12 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt.errors import ConfigError, escaped
-from gpt.files.atomic import replace_file
 from gpt.moderation.label_files import LabelCounts, read_labelled, write_labelled
 from gpt.moderation.migration import check_complete, migrated
 from gpt.moderation.taxonomy import Taxonomy, read_taxonomy
+from gpt.telemetry.screen import counted
 from launch.labelling.instructions import instructions_page
 from launch.processes.terminal import table_console
+from launch.reports.written import check_destination, write_page
 
 _FILE = "a TOML file, or the name of a shipped one: moderation_openai"
 
@@ -43,9 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action == "migrate":
         return _migrate(args)
+    if args.action == "page":
+        check_destination("--output", args.output)
     taxonomy = read_taxonomy(args.taxonomy)
     if args.action == "page":
-        replace_file(args.output, instructions_page(taxonomy))
+        write_page("--output", args.output, instructions_page(taxonomy))
         print(f"wrote {args.output}")
         return 0
     if args.before is not None:
@@ -56,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _migrate(args: argparse.Namespace) -> int:
+    check_destination("--output", args.output)
     versions = [read_taxonomy(path) for path in args.versions]
     if len(versions) < 2:
         raise ConfigError("--versions needs two files or more. Give the taxonomy of the labels, then the next version")
@@ -69,11 +73,11 @@ def _migrate(args: argparse.Namespace) -> int:
     write_labelled(args.output, texts, versions[-1])
     after = sum(len(one.labels) for one in texts)
     print(
-        f"{escaped(versions[0].label)} to {escaped(versions[-1].label)}: {len(texts):,} texts, {before:,} known labels "
-        f"before, {after:,} after"
+        f"{escaped(versions[0].label)} to {escaped(versions[-1].label)}: {counted(len(texts), 'text')}, "
+        f"{before:,} known labels before, {after:,} after"
     )
     if counts.without_text:
-        print(f"note: {counts.without_text:,} records without a text are left out")
+        print(f"note: {counted(counts.without_text, 'record')} left out for want of a text")
     return 0
 
 

@@ -1,6 +1,6 @@
 """Join labelled texts and files of scores by the ids of the texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from gpt.files.json_files import read_json_object
 from gpt.moderation.label_files import read_labelled
 from gpt.moderation.labels import LabelledText, label_matrix, merged
 from gpt.moderation.score_files import all_scores
-from gpt.moderation.taxonomy import Taxonomy
+from gpt.moderation.taxonomy import Taxonomy, parse_taxonomy, read_taxonomy, shipped_taxonomies
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,30 @@ def summary_of(path: Path) -> dict[str, Any]:
     return read_json_object(summary) if summary.is_file() else {}
 
 
+def taxonomy_of(given: Path | None, scores: Sequence[Path]) -> Taxonomy:
+    """The taxonomy that is named, else that in a summary of the scores, else the shipped one with its digest.
+
+    ConfigError: there is none, or a summary is damaged.
+    """
+    if given is not None:
+        return read_taxonomy(given)
+    summaries = {path: summary_of(path) for path in scores}
+    for path, summary in summaries.items():
+        if isinstance(content := summary.get("taxonomy_content"), dict):
+            return parse_taxonomy(content, where=f"the summary of {path}: taxonomy_content")
+    digests = {summary.get("taxonomy_digest") for summary in summaries.values()}
+    for shipped in shipped_taxonomies().values():
+        taxonomy = read_taxonomy(shipped)
+        if taxonomy.digest in digests:
+            return taxonomy
+    raise ConfigError(f"--taxonomy is missing, and no summary beside {scores[0]} has one. Give its file.")
+
+
 def joined(texts: Sequence[LabelledText], scores: Sequence[Path], taxonomy: Taxonomy) -> LabelledScores:
     """Return the texts that have labels and scores, in the order of `texts`. ConfigError: none, or a damaged file."""
     found = all_scores(scores, taxonomy.ids)
     row = {name: i for i, name in enumerate(found.ids)}
-    kept = [one for one in texts if one.id in row]
-    if not kept:
-        raise ConfigError(
-            f"no labelled text has a score: no id of the labels is an id of {scores[0]}. Score the labelled texts."
-        )
+    kept = common(texts, row, where=f"{scores[0]} has no score of {{}}. Score these, with their ids.")
     return LabelledScores(
         kept,
         label_matrix(kept, taxonomy),
@@ -57,9 +72,12 @@ def joined(texts: Sequence[LabelledText], scores: Sequence[Path], taxonomy: Taxo
     )
 
 
-def common(
-    texts: Sequence[LabelledText], others: Mapping[str, LabelledText]
-) -> tuple[list[LabelledText], list[LabelledText]]:
-    """Return the texts that both have, in the order of the first."""
-    kept = [one for one in texts if one.id in others]
-    return kept, [others[one.id] for one in kept]
+def common(texts: Sequence[LabelledText], *others: Collection[str], where: str) -> list[LabelledText]:
+    """The texts whose ids are in all others, in their order: how labels meet scores and further labels.
+
+    ConfigError: none is; `where` says so, with {} for the texts.
+    """
+    kept = [one for one in texts if all(one.id in ids for ids in others)]
+    if not kept:
+        raise ConfigError(where.replace("{}", f"the {len(texts):,} labelled texts"))
+    return kept

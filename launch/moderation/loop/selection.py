@@ -29,16 +29,16 @@ def pool_of(
     labelled: frozenset[str],
     group_by: str | None,
     state_file: Path,
-) -> PoolState:
+) -> tuple[PoolState, int]:
     """Read all score files. After each one the state is saved, and a later call with equal arguments continues there.
 
-    Texts whose id is in `labelled` are left out. `group_by`: the metadata group that weights texts. ConfigError: as
-    `read_scores`, or a category is missing in a file.
+    Texts whose id is in `labelled` are left out; the second result is their number. `group_by`: the metadata group that
+    weights texts. ConfigError: as `read_scores`, or a category is missing in a file.
     """
     key = _key(settings, labelled, group_by)
-    state, done = _resumed(state_file, key)
+    state, n_labelled, done = _resumed(state_file, key)
     if any(one not in map(_identity, paths) for one in done):  # a file has changed, or is no longer given
-        state, done = empty_pool(), []
+        state, n_labelled, done = empty_pool(), 0, []
     for path in paths:
         identity = _identity(path)
         if identity in done:
@@ -47,9 +47,10 @@ def pool_of(
             kept = [i for i, one in enumerate(batch.ids) if one not in labelled]
             groups = [batch.groups[i].get(group_by, "") if group_by else "" for i in kept]
             state = add_texts(state, settings, [batch.ids[i] for i in kept], batch.scores[kept], groups)
+            n_labelled += len(batch.ids) - len(kept)
         done.append(identity)
-        _save(state_file, key, state, done)
-    return state
+        _save(state_file, key, state, n_labelled, done)
+    return state, n_labelled
 
 
 def selected_records(paths: Sequence[Path], selected: Sequence[Selected]) -> Iterator[dict[str, Any]]:
@@ -93,22 +94,24 @@ def _identity(path: Path) -> list[Any]:
     return [str(path.resolve()), found.st_size, found.st_mtime_ns]
 
 
-def _resumed(state_file: Path, key: str) -> tuple[PoolState, list[list[Any]]]:
-    """The saved state of an interrupted selection with the same arguments, or an empty one."""
+def _resumed(state_file: Path, key: str) -> tuple[PoolState, int, list[list[Any]]]:
+    """The saved state of an interrupted selection with the same arguments, or an empty one; its labelled texts, its
+    files."""
     if not state_file.exists():
-        return empty_pool(), []
+        return empty_pool(), 0, []
     saved = read_json_object(state_file, max_bytes=_MAX_STATE_BYTES)
     if saved.get("key") != key:
-        return empty_pool(), []
+        return empty_pool(), 0, []
     with suppress(KeyError, TypeError, AttributeError):
         heaps = {str(name): read_candidates(one, where=str(state_file)) for name, one in saved["heaps"].items()}
-        return PoolState(int(saved["seen"]), heaps), list(saved["files"])
+        return PoolState(int(saved["seen"]), heaps), int(saved["labelled"]), list(saved["files"])
     raise ConfigError(f"{state_file} is damaged: remove it to start the selection again.")
 
 
-def _save(state_file: Path, key: str, state: PoolState, done: list[list[Any]]) -> None:
+def _save(state_file: Path, key: str, state: PoolState, n_labelled: int, done: list[list[Any]]) -> None:
     heaps = {name: candidates_json(one) for name, one in state.heaps.items()}
-    replace_file(state_file, json.dumps({"key": key, "files": done, "seen": state.seen, "heaps": heaps}))
+    values = {"key": key, "files": done, "seen": state.seen, "labelled": n_labelled, "heaps": heaps}
+    replace_file(state_file, json.dumps(values))
 
 
 def mean_scores(records: Sequence[dict[str, Any]], categories: Sequence[str]) -> dict[str, float]:

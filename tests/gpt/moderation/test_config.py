@@ -52,7 +52,7 @@ def test_the_taxonomy_of_the_paper_is_the_default():
         ({"class_weights": {"SHH": 2.0}}, "objective.class_weights.SHH is invalid: taxonomy '"),
         ({"taxonomy_content": "{"}, "objective.taxonomy_content is invalid: must be a JSON object. Leave it out"),
         ({"taxonomy_content": "[]"}, "objective.taxonomy_content is invalid: must be a JSON object. Leave it out"),
-        ({"taxonomy": "moderation_opena"}, "moderation_opena"),
+        ({"taxonomy": "moderation_opena"}, "objective.taxonomy = 'moderation_opena' is invalid"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_one_line(keys, message):

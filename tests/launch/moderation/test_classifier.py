@@ -20,7 +20,7 @@ def texts(classifier_run):
 
 def reference(classifier, ids):
     """Probabilities (c,) of one window of tokens, by a forward pass in float64 with nothing else in the row."""
-    module = classifier.engine.module.double()
+    module = classifier.run.engine.module.double()
     with torch.inference_mode():
         logits = module(torch.tensor([ids]))[0, -1, : len(classifier.categories)]
         found = torch.sigmoid(constrained(logits, classifier.taxonomy.parents)).numpy()
@@ -31,8 +31,8 @@ def reference(classifier, ids):
 def test_scores_equal_those_of_each_text_alone_in_float64(classifier_run, texts):
     """Tolerance 2e-6: fp32 against float64."""
     classifier = load_classifier(classifier_run.run)
-    end = classifier.tokenizer.end_of_document_id
-    wanted = [reference(classifier, [*classifier.tokenizer.encode(text), end]) for text in texts[:20]]
+    end = classifier.run.tokenizer.end_of_document_id
+    wanted = [reference(classifier, [*classifier.run.tokenizer.encode(text), end]) for text in texts[:20]]
     np.testing.assert_allclose(classifier.scores(texts[:20]), wanted, atol=2e-6)
     assert classifier.scores([]).shape == (0, 3)
     assert classifier.scores(["", "\0", "\ud800"]).shape == (3, 3)
@@ -46,8 +46,8 @@ def test_packed_weights_give_the_same_scores(classifier_run, texts, dtype, toler
 
 def test_a_long_text_has_the_largest_scores_of_its_windows(classifier_run, texts):
     classifier = load_classifier(classifier_run.run, window=16)
-    text, end = " ".join(texts[:6]), classifier.tokenizer.end_of_document_id
-    ids = classifier.tokenizer.encode(text)
+    text, end = " ".join(texts[:6]), classifier.run.tokenizer.end_of_document_id
+    ids = classifier.run.tokenizer.encode(text)
     starts = [*range(0, len(ids) - 15, 12), len(ids) - 15]  # 15 tokens a window, which overlap by a quarter: 3
     wanted = np.max([reference(classifier, [*ids[start : start + 15], end]) for start in starts], axis=0)
     np.testing.assert_allclose(classifier.scores([text])[0], wanted, atol=2e-6)
@@ -60,7 +60,7 @@ def test_features_are_the_hidden_states_before_the_head(classifier_run, texts):
     features = load_classifier(classifier_run.run, features=True).features(texts[:10])
     assert features.dtype == np.float32
     with torch.inference_mode():
-        logits = classifier.engine.module.head(torch.from_numpy(features)[:, None])[:, 0]
+        logits = classifier.run.engine.module.head(torch.from_numpy(features)[:, None])[:, 0]
         found = torch.sigmoid(constrained(logits[:, :3], classifier.taxonomy.parents)).numpy()
     np.testing.assert_allclose(found, classifier.scores(texts[:10]), atol=2e-6)
 
@@ -68,5 +68,5 @@ def test_features_are_the_hidden_states_before_the_head(classifier_run, texts):
 def test_the_version_names_all_that_decides_a_score(classifier_run):
     found = load_classifier(classifier_run.run)
     assert found.version.startswith("fruit-1-step-40-")
-    assert version_of(found.checkpoint, found.taxonomy, Decisions()) == found.version
-    assert version_of(found.checkpoint, found.taxonomy, Decisions(digest="other")) != found.version
+    assert version_of(found.run.checkpoint, found.taxonomy, Decisions()) == found.version
+    assert version_of(found.run.checkpoint, found.taxonomy, Decisions(digest="other")) != found.version

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt.errors import ConfigError
-from launch.moderation.decisions import read_decisions
+from launch.moderation.decisions import n_fitted_on, read_decisions, write_fitted_on
 
 
 def write(run, name, value):
@@ -66,6 +66,25 @@ def test_without_calibration_the_same_texts_are_flagged(tmp_path, calibrator):
     for column, name in enumerate("AB"):
         flagged = found.applied(scores, ("A", "B"))[:, column] >= found.thresholds[name]
         np.testing.assert_array_equal(scores[:, column] >= raw.thresholds[name] - 1e-12, flagged)
+
+
+def test_a_calibrated_parent_has_at_least_the_scores_of_its_children(tmp_path):
+    names, parents = ("A", "B", "C", "D"), (-1, 0, 1, -1)
+    write(tmp_path, "calibration.json", {"A": {"kind": "temperature", "temperature": 4.0}})
+    apart, found = read_decisions(tmp_path, names), read_decisions(tmp_path, names, parents=parents)
+    scores = np.array([[0.9, 0.9, 0.85, 0.1], [0.3, 0.2, 0.1, 0.95]])
+    assert apart.applied(scores, names)[0, 0] < 0.7  # below its children
+    np.testing.assert_array_equal(found.applied(scores, names)[0], [0.9, 0.9, 0.85, 0.1])
+    np.testing.assert_array_equal(found.applied(scores, names)[1], apart.applied(scores, names)[1])
+    assert found.digest != apart.digest  # another version of the scores
+
+
+def test_a_run_knows_the_texts_that_chose_its_thresholds(tmp_path):
+    (tmp_path / "moderation").mkdir()
+    assert n_fitted_on(tmp_path, ["a", "b"]) == 0
+    write_fitted_on(tmp_path, ["a", "b\ud800"])
+    assert n_fitted_on(tmp_path, ["a", "c", "b\ud800"]) == 2
+    assert "a" not in json.loads((tmp_path / "moderation" / "fitted_on.json").read_text())["ids"]
 
 
 def test_a_threshold_that_nothing_reaches_stays_out_of_reach(tmp_path):

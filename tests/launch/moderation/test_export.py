@@ -1,6 +1,7 @@
 """transformers loads exported classifiers and gives our scores; what it cannot express is refused or brings code."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_a_linear_head_on_gpt2_needs_no_code(classifier_runs, tiny_corpus, texts
     made = classifier_runs.make_classifier_run(tiny_corpus, tmp_path, *words)
     assert export(made.run, tmp_path / "folder") == 0
     classifier = load_classifier(made.run)
-    assert bool(classifier.engine.module.head.classes.bias.any())
+    assert bool(classifier.run.engine.module.head.classes.bias.any())
     assert difference(classifier, tmp_path / "folder", texts, code=False) < TOLERANCE
     config = json.loads((tmp_path / "folder" / "config.json").read_text())
     assert config["architectures"] == ["GPT2ForSequenceClassification"]
@@ -64,6 +65,46 @@ def test_a_shared_mlp_on_llama_brings_its_code(classifier_runs, tiny_corpus, tex
     assert difference(load_classifier(made.run), tmp_path / "folder", texts, code=True) < TOLERANCE
 
 
+CALIBRATION = {
+    "F": {"kind": "temperature", "temperature": 3.0},
+    "T": {"kind": "isotonic", "x": [0.1, 0.4, 0.40001, 0.9], "y": [0.0, 0.2, 0.7, 1.0]},
+}
+
+
+def test_long_texts_and_calibration_are_those_of_the_run(classifier_run, texts, tmp_path, capsys):
+    """Windows, calibration and the parents' maximum after it. Tolerance 1e-5; 0.5 in the steep piece of T."""
+    run = tmp_path / "run"
+    shutil.copytree(classifier_run.run, run)
+    (run / "moderation").mkdir()
+    (run / "moderation" / "calibration.json").write_text(json.dumps(CALIBRATION))
+    classifier = load_classifier(run)
+    long = [" ".join(texts[start : start + 30]) for start in (0, 30)] + texts[:5]
+    assert classifier.n_windows(classifier.encoded(long))[0] > 2
+    wanted = classifier.scores(long)
+    assert (wanted[:, 0] >= wanted[:, 1]).all()
+    assert export(run, tmp_path / "folder", "--with-code") == 0
+    assert "are calibrated as the run's" in capsys.readouterr().out
+    assert difference(classifier, tmp_path / "folder", long, code=True) < TOLERANCE
+    values = json.loads((tmp_path / "folder" / "config.json").read_text())
+    assert values["window"] == classifier.window == 64
+
+
+def test_a_temperature_is_folded_into_a_linear_head_and_a_curve_is_not(
+    classifier_runs, tiny_corpus, texts, tmp_path, capsys
+):
+    """Tolerance 1e-5."""
+    words = ["--objective.head", "linear", "--objective.parents", "false", "--train.total_steps", "6"]
+    made = classifier_runs.make_classifier_run(tiny_corpus, tmp_path, *words)
+    path = made.run / "moderation" / "calibration.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"F2": CALIBRATION["F"]}))
+    assert export(made.run, tmp_path / "folder") == 0
+    assert difference(load_classifier(made.run), tmp_path / "folder", texts, code=False) < TOLERANCE
+    path.write_text(json.dumps({"F2": CALIBRATION["T"]}))
+    assert export(made.run, tmp_path / "other") == 2
+    assert "they cannot follow an isotonic calibration" in capsys.readouterr().err
+
+
 def test_mlps_of_each_category_and_the_card(classifier_run, texts, tmp_path, capsys):
     """Tolerance 1e-5."""
     assert export(classifier_run.run, tmp_path / "folder", "--with-code") == 0
@@ -76,7 +117,7 @@ def test_mlps_of_each_category_and_the_card(classifier_run, texts, tmp_path, cap
         classifier.version,
         "| F2 | rotten fruit | F |",
         "| train | train | 400 |",
-        "validation/validation/loss",
+        "| validation | loss |",
     ):
         assert part in card
     assert "apple" not in card

@@ -4,16 +4,18 @@ import gzip
 import json
 import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 from launched import TRIAXIAL
 
 from gpt.errors import ConfigError
+from gpt.moderation.taxonomy import parse_taxonomy
 from launch.main import main
 from launch.moderation.open_run import load_classifier
 from launch.moderation.score import ScoreRequest, score_inputs
-from launch.moderation.score_files import stem_of
+from launch.moderation.score_files import ScoreFile, stem_of
 from launch.moderation.score_inputs import find_score_inputs
 
 
@@ -48,6 +50,7 @@ def test_json_lines_keep_ids_and_groups(classifier_run, scored):
     np.testing.assert_allclose(scores_of(found), wanted, atol=1e-6)
     facts = json.loads(scored.with_name("validation.summary.json").read_text())
     assert (facts["texts"], facts["set_aside"], facts["taxonomy"], facts["calibrated"]) == (120, {}, "fruit 1", False)
+    assert parse_taxonomy(facts["taxonomy_content"], where="facts").digest == facts["taxonomy_digest"]
     assert facts["model"] == load_classifier(classifier_run.run).version
     assert sorted(path.name for path in scored.parent.iterdir()) == ["validation.jsonl", "validation.summary.json"]
 
@@ -59,8 +62,16 @@ def test_token_files_parquet_and_gzip_give_the_same_scores(classifier_run, score
     np.testing.assert_allclose(scores_of(table), scores_of(lines(scored)), atol=1e-6)
     assert table[0]["id"] == "validation:0"
     assert json.loads(table[0]["groups"]) == {}
-    words = (tmp_path / "t.parquet", "--output", tmp_path / "again.jsonl.gz", "--no-text")
+    words = (
+        tmp_path / "t.parquet",
+        "--output",
+        tmp_path / "again.jsonl.gz",
+        "--no-text",
+        "--json",
+        tmp_path / "f.json",
+    )
     assert score(classifier_run.run, *words) == 0
+    assert "definition" not in (tmp_path / "f.json").read_text()  # nor examples, which may offend
     again = lines(tmp_path / "again.jsonl.gz")
     assert "text" not in again[0]
     np.testing.assert_allclose(scores_of(again), scores_of(table), atol=1e-6)
@@ -115,6 +126,35 @@ def test_an_interrupted_run_goes_on_and_another_request_starts_again(classifier_
     assert [one["id"] for one in lines(request.output)] == [one["id"] for one in lines(scored)]
 
 
+def test_one_output_has_one_writer_and_a_crash_leaves_no_lock(classifier_run, tmp_path, capsys):
+    output, texts = tmp_path / "out.jsonl", classifier_run.folder / "validation.jsonl"
+    program = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(600)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", program, tmp_path / ".out.lock"], stdout=subprocess.PIPE)
+    try:
+        first.stdout.readline()
+        assert score(classifier_run.run, texts, "--output", output) == 2
+        assert "is writing it. Wait for that one, or name another file" in capsys.readouterr().err
+    finally:
+        first.kill()
+        first.wait()
+    assert (tmp_path / ".out.lock").exists()  # as a crash leaves it
+    assert score(classifier_run.run, texts, "--output", output) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.summary.json"]
+
+
+def test_a_writer_that_ended_meanwhile_is_noticed(tmp_path):
+    def facts():
+        return {"request": 1}
+
+    late, early = ScoreFile(tmp_path / "out.jsonl", facts()), ScoreFile(tmp_path / "out.jsonl", facts())
+    with early.opened():
+        early.add([b"{}\n"], [], in_windows=0)
+    with pytest.raises(ConfigError, match=r"another .* has just written it. Run the command again"), late.opened():
+        pass
+
+
 def test_a_pipeline_of_two_ranks_gives_the_same_scores(classifier_run, scored, tmp_path):
     """Tolerance 1e-5."""
     words = ["moderate", "score", classifier_run.run, classifier_run.folder / "validation.jsonl"]
@@ -122,6 +162,24 @@ def test_a_pipeline_of_two_ranks_gives_the_same_scores(classifier_run, scored, t
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*TRIAXIAL, *map(str, (*words, *layout))], check=True, env=environment, timeout=240)
     np.testing.assert_allclose(scores_of(lines(tmp_path / "two.jsonl")), scores_of(lines(scored)), atol=1e-5)
+
+
+def test_inputs_of_the_wrong_kind_are_one_line(classifier_run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bytes.dat").write_bytes(b"\x88\x00" * 900)
+    (tmp_path / "bytes.jsonl").write_bytes(b"\x88\x00\n" * 900)
+    for name, why in (
+        ("empty", "INPUT is invalid: no file in the folder"),
+        ("none.jsonl", "INPUT is invalid: no file matches"),
+        ("bytes.dat", "INPUT is invalid: 'bytes.dat' is invalid: the ending is unknown. Use"),
+    ):
+        assert score(classifier_run.run, tmp_path / name, "--output", tmp_path / "out.jsonl") == 2
+        err = capsys.readouterr().err
+        assert why in err
+        assert "input.endings" not in err
+        assert len(err.strip().splitlines()) == 1
+    assert score(classifier_run.run, tmp_path / "bytes.jsonl", "--output", tmp_path / "out.jsonl") == 0
+    assert "0 texts scored" in capsys.readouterr().out
 
 
 def test_names_of_score_files(tmp_path):

@@ -46,13 +46,22 @@ def test_what_cannot_be_used_is_counted(made, openai, lines_to, tmp_path):
 
 def test_labels_of_other_texts_are_refused(made, openai, lines_to, tmp_path):
     path = lines_to(tmp_path / "l.jsonl", [{"id": "elsewhere", "text": "c", "labels": {"S": 1}}])
-    with pytest.raises(ConfigError, match="none of its 1 labelled texts has scores"):
+    with pytest.raises(ConfigError, match="there are no scores of the 1 labelled texts"):
         compare([version_of(made, openai)], [path], openai)
 
 
 def test_the_digest_in_the_summary_finds_a_shipped_taxonomy(made, tmp_path):
     assert find_taxonomy(None, [made.folder / "first.jsonl"]).label == "openai 1"
     with pytest.raises(ConfigError, match="--taxonomy is missing"):
+        find_taxonomy(None, [tmp_path / "scores.jsonl"])
+
+
+def test_the_summary_of_scores_brings_its_taxonomy(tmp_path):
+    shop = {"name": "shop", "version": 3, "category": [{"id": "A", "title": "a", "definition": "b"}]}
+    (tmp_path / "scores.summary.json").write_text(json.dumps({"taxonomy_content": shop}))
+    assert find_taxonomy(None, [tmp_path / "scores.jsonl"]).label == "shop 3"
+    (tmp_path / "scores.summary.json").write_text(json.dumps({"taxonomy_content": {"name": "shop"}}))
+    with pytest.raises(ConfigError, match=r"the summary of .*scores\.jsonl: taxonomy_content"):
         find_taxonomy(None, [tmp_path / "scores.jsonl"])
 
 

@@ -36,6 +36,7 @@ def test_the_whole_audit(tmp_path, capsys):
     ]
     audited[0]["labels"]["A"] = 1 - audited[0]["labels"]["A"]
     auditor = write_lines(tmp_path / "auditor.jsonl", audited)
+    assert "labellers" not in capsys.readouterr().out
     assert main([*command, "--auditor", str(auditor), "--random-part", str(auditor), "--json", str(report)]) == 0
     out = capsys.readouterr().out
     assert SECRET not in out
@@ -44,6 +45,14 @@ def test_the_whole_audit(tmp_path, capsys):
     found = json.loads(report.read_text())
     assert [one["audited"] for one in found["audit"]] == [40, 40]
     assert found["audit"][0]["f1"]["estimate"] < found["audit"][1]["f1"]["estimate"] == 1
+
+
+def test_an_audit_of_nothing_says_what_to_ask_for(tmp_path, capsys):
+    labels, _, _ = labelled_and_scored(tmp_path, n=20)
+    assert main(["moderate", "audit", str(labels), "--taxonomy", str(write_taxonomy(tmp_path))]) == 0
+    out = capsys.readouterr().out
+    assert "20 labelled texts of fewer than two labellers" in out
+    assert "Give --sample, --auditor" in out
 
 
 def test_agreement_of_two_labellers(tmp_path, capsys):
@@ -102,4 +111,4 @@ def test_an_auditor_of_other_texts_is_refused(tmp_path, capsys):
     other = write_lines(tmp_path / "o.jsonl", [{"id": "x", "text": "boat", "labels": {"A": 1}}])
     command = ["moderate", "audit", str(labels), "--taxonomy", str(write_taxonomy(tmp_path)), "--auditor", str(other)]
     assert main(command) == 2
-    assert "has no text of the labels" in capsys.readouterr().err
+    assert "has none of the 20 labelled texts" in capsys.readouterr().err

@@ -67,6 +67,31 @@ def test_thresholds_of_an_earlier_calibration_are_named(tmp_path, capsys):
     assert "thresholds.json was chosen for the scores before this calibration" in capsys.readouterr().out
 
 
+def test_the_scores_bring_the_taxonomy_and_parents_keep_their_maximum(tmp_path, capsys):
+    """B is inside A here: whoever flags B flags A, also after calibration."""
+    command, truth = command_of(tmp_path, "--precision", "0.8", "--json", str(tmp_path / "c.json"))
+    taxonomy = {
+        "name": "toys",
+        "version": 1,
+        "category": [{"id": one, "title": one, "definition": one} for one in "AB"],
+    }
+    taxonomy["category"][1]["parent"] = "A"
+    texts = [
+        {"id": f"t{i}", "text": f"boat {i}", "labels": {"A": int(row.max()), "B": int(row[1])}}
+        for i, row in enumerate(truth)
+    ]
+    write_lines(tmp_path / "labels.jsonl", texts)
+    at = command.index("--taxonomy")
+    found = []
+    for parents in (True, False):
+        (tmp_path / "scores.summary.json").write_text(json.dumps({"taxonomy_content": taxonomy, "parents": parents}))
+        assert main([*command[:at], *command[at + 2 :]]) == 0
+        found.append(json.loads((tmp_path / "c.json").read_text())["categories"])
+    assert found[0][0]["error_after"] != found[1][0]["error_after"]  # A, whose scores rise to those of B
+    assert found[0][1] == found[1][1]
+    assert "note: measure with other texts" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
@@ -86,7 +111,7 @@ def test_labels_without_scores_and_no_run_are_refused(tmp_path, capsys):
     command, _ = command_of(tmp_path, n=20)
     write_lines(tmp_path / "labels.jsonl", [{"id": "other", "text": "boat", "labels": {"A": 1}}])
     assert main(command) == 2
-    assert "no labelled text has a score" in capsys.readouterr().err
+    assert "has no score of the" in capsys.readouterr().err
     (tmp_path / "run").rmdir()
     assert main(command) == 2
     assert "is no directory" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def test_labellers_are_merged_and_counted(tmp_path, capsys):
     status, out, err = run(capsys, file, "--output", str(tmp_path / "out.jsonl"))
     assert (status, err) == (0, "")
     assert "4 records, 3 with a text, 2 different ids" in out
-    assert "1 records without a text are left out" in out
+    assert "note: 1 record left out for want of a text" in out
     assert "only positive labels of H2" in out
     assert "no known label of S, SH, HR, S3, V2: a classifier cannot learn them" in out
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -45,10 +45,11 @@ def test_contradictions_are_refused_or_dropped(tmp_path, capsys):
     status, _, err = run(capsys, file)
     assert status == 2
     assert "1 of 2 texts contradict openai 1" in err
+    assert "leave such texts out with `triaxial moderate labels --contradictions drop`" in err
     assert len(err.strip().splitlines()) == 1
     status, out, _ = run(capsys, file, "--contradictions", "drop")
     assert status == 0
-    assert "1 texts contradict the taxonomy, and are left out" in out
+    assert "note: 1 text left out for contradicting the taxonomy" in out
 
 
 def test_nothing_to_count_is_refused_with_its_reason(tmp_path, capsys):
@@ -56,7 +57,7 @@ def test_nothing_to_count_is_refused_with_its_reason(tmp_path, capsys):
     assert (status, "none.jsonl: no records" in err) == (2, True)
     file = write(tmp_path / "l.jsonl", [{"text": SECRET, "labels": {"H": 0, "H2": 1}}])
     status, _, err = run(capsys, file, "--contradictions", "drop")
-    assert (status, "all 1 texts contradict openai 1" in err) == (2, True)
+    assert (status, "each of 1 contradicts openai 1" in err) == (2, True)
 
 
 def test_a_foreign_file_without_a_map_is_refused(tmp_path, capsys):
@@ -64,4 +65,4 @@ def test_a_foreign_file_without_a_map_is_refused(tmp_path, capsys):
     status, _, err = run(capsys, str(tmp_path / "x.csv"))
     assert (status, "--map" in err, len(err.strip().splitlines())) == (2, True, 1)
     status, out, _ = run(capsys, str(tmp_path / "x.csv"), "--map", "toxic=HR")
-    assert (status, "1 records, 1 with a text" in out) == (0, True)
+    assert (status, "1 record, 1 with a text, 1 different id\n" in out) == (0, True)

@@ -6,6 +6,7 @@ import pytest
 
 from launch.commands.moderate.report import without_ending
 from launch.main import main
+from launch.moderation.decisions import write_fitted_on
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,24 @@ def test_mistakes_are_one_line(tmp_path, capsys, words, why):
     err = capsys.readouterr().err
     assert why in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_texts_that_chose_the_thresholds_are_named(tmp_path, capsys):
+    run, scores, labels = tmp_path / "run", tmp_path / "first.jsonl", tmp_path / "labels.jsonl"
+    (run / "moderation").mkdir(parents=True)
+    write_fitted_on(run, ["t0", "t1", "t2"])
+    records = [{"id": f"t{i}", "text": f"text {i}", "labels": {"S": i % 2}, "scores": {"S": 0.5}} for i in range(40)]
+    scores.write_text("".join(json.dumps(one) + "\n" for one in records))
+    labels.write_text(scores.read_text())
+    toys = {"name": "toys", "version": 1, "category": [{"id": "S", "title": "a", "definition": "b"}]}
+    (tmp_path / "first.summary.json").write_text(json.dumps({"run": str(run), "taxonomy_content": toys}))
+    command = ["moderate", "report", str(scores), "--labels", str(labels), "--resamples", "20"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert f"note: 3 of 40 texts chose the calibration or thresholds of {run}" in " ".join(out.split())
+    write_fitted_on(run, ["elsewhere"])
+    assert main(command) == 0
+    assert "chose" not in capsys.readouterr().out
 
 
 def test_a_version_is_named_without_its_ending():

@@ -38,11 +38,12 @@ def lines_of(path):
 
 def test_selects_texts_that_are_not_labelled_yet(tmp_path, capsys, scores):
     output, labelled, counts = tmp_path / "round1.jsonl", tmp_path / "labelled.jsonl", tmp_path / "counts.json"
-    labelled.write_text("".join(json.dumps({"id": f"t{i}", "text": "x", "labels": {}}) + "\n" for i in range(100)))
+    known = [*(f"t{i}" for i in range(100)), "elsewhere"]  # the last one is not in the pool
+    labelled.write_text("".join(json.dumps({"id": one, "text": "x", "labels": {}}) + "\n" for one in known))
     command = ["moderate", "select", *scores, "--n", "60", "--labelled", str(labelled), "--output", str(output)]
     assert main([*command, "--json", str(counts)]) == 0
     out = capsys.readouterr().out
-    assert "selected 60 of 500 texts; 100 are labelled already" in out
+    assert "selected 60 of 500 texts; 100 further texts of the pool labelled already" in out
     assert SECRET not in out
     found = lines_of(output)
     assert len(found) == 60

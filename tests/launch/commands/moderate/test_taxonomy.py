@@ -25,6 +25,23 @@ def test_a_cycle_is_one_line_and_status_2(tmp_path, capsys):
     assert len(err.strip().splitlines()) == 1
 
 
+def test_paths_of_the_wrong_kind_are_one_line(tmp_path, capsys):
+    (tmp_path / "bytes.toml").write_bytes(b"\x88\x00\xff" * 900)
+    page = ["moderate", "taxonomy", "page", "moderation_openai", "--output"]
+    check = ["moderate", "taxonomy", "check"]
+    for words, why in (
+        ([*check, str(tmp_path)], "is a folder, not a regular file"),
+        ([*check, str(tmp_path / "none.toml")], "no such taxonomy"),
+        ([*check, str(tmp_path / "bytes.toml")], "is not valid TOML"),
+        ([*page, str(tmp_path / "none" / "page.html")], "no such folder"),
+        ([*page, str(tmp_path)], "folder"),
+    ):
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert why in err
+        assert len(err.strip().splitlines()) == 1
+
+
 def versions(tmp_path):
     head = '[[category]]\ntitle = "t"\ndefinition = "d"\n'
     (tmp_path / "v1.toml").write_text(f'name = "x"\nversion = 1\n{head}id = "a"\n{head}id = "b"\n')

@@ -19,7 +19,7 @@ def written(path, first, last):
 
 
 def read(paths, state_file, settings=SETTINGS):
-    return pool_of(paths, settings, labelled=frozenset(), group_by=None, state_file=state_file)
+    return pool_of(paths, settings, labelled=frozenset(), group_by=None, state_file=state_file)[0]
 
 
 def test_continues_after_the_last_file_and_reads_none_twice(tmp_path):
@@ -42,6 +42,17 @@ def test_a_file_that_is_no_longer_given_or_has_changed_starts_again(tmp_path):
     assert read([second], state_file).seen == 40
     written(second, 50, 80)
     assert read([second, first], state_file).seen == 80
+
+
+def test_labelled_texts_of_the_pool_are_counted_also_after_a_resume(tmp_path):
+    first, second = written(tmp_path / "a.jsonl", 0, 50), written(tmp_path / "b.jsonl", 50, 90)
+    more = {
+        "labelled": frozenset({"t3", "t60", "t61", "elsewhere"}),
+        "group_by": None,
+        "state_file": tmp_path / "s.json",
+    }
+    assert [pool_of(paths, SETTINGS, **more)[1] for paths in ([first], [first, second])] == [1, 3]
+    assert pool_of([first, second], SETTINGS, **more)[0].seen == 87
 
 
 def test_other_arguments_start_again(tmp_path):
