@@ -13,6 +13,7 @@ from launch.reports.axes import Axis, bottom_axis, horizontal_grid, svg_path, ti
 
 SMALL, LEFT, RIGHT, TOP, BOTTOM = 220, 34, 8, 8, 24  # a square small plot
 ROW, NAME, FOREST = 24, 74, 600
+LETTER, MAX_LETTERS = 12, 18  # of a name in bold, as large as on a phone; a longer name is cut
 WIDE, HIGH = 560, 250
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_LINES = 7
@@ -23,7 +24,9 @@ def forest(rows: Sequence[tuple[str, Sequence[Interval]]], *, label: str) -> str
     versions = max(len(intervals) for _, intervals in rows)
     step = ROW + 10 * (versions - 1)
     height = step * len(rows) + 28
-    x = Axis(0.0, 1.0, NAME, FOREST - 12)
+    shown = [name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}\u2026" for name, _ in rows]
+    left = max(NAME, 8 + LETTER * max(map(len, shown), default=0))
+    x = Axis(0.0, 1.0, left, FOREST - 12)
     parts = [_open(FOREST, height, label)]
     for share in SHARES:
         at = x.pixel(share)
@@ -31,7 +34,8 @@ def forest(rows: Sequence[tuple[str, Sequence[Interval]]], *, label: str) -> str
         parts.append(f'<text x="{at:.1f}" y="{height - 8}" text-anchor="middle">{share:g}</text>')
     for i, (name, intervals) in enumerate(rows):
         middle = step * i + step / 2
-        parts.append(f'<text class="name" x="{NAME - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        text = f"{escape(shown[i])}<title>{escape(name)}</title>" if shown[i] != name else escape(name)
+        parts.append(f'<text class="name" x="{left - 8}" y="{middle + 4:.1f}" text-anchor="end">{text}</text>')
         for k, one in enumerate(intervals):
             at = middle + 10 * (k - (len(intervals) - 1) / 2)
             parts.append(_interval(x, at, one, f"s{k}", f"{name}: {interval_text(one)}"))

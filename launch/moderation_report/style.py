@@ -23,6 +23,7 @@ tr:not(.first) + tr.first td { border-top: 1px solid var(--line) } tr.first + tr
 .confusion table { width: 100%; margin-top: .2rem } .confusion th { position: static; background: none; border: 0;
   color: var(--soft); font-weight: 400; font-size: .82rem; padding: .2rem .3rem; text-align: center }
 .confusion th[scope] { text-align: left; vertical-align: middle }
+.confusion td small { color: inherit }
 .confusion td { border: 0 !important; text-align: center; padding: .25rem .3rem }
 .confusion td.right { background: color-mix(in srgb, var(--s2) calc(var(--p) * .4), transparent); border-radius: 5px }
 .confusion td.wrong { background: color-mix(in srgb, var(--s1) calc(var(--p) * .7), transparent); border-radius: 5px }

@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt.errors import ConfigError, escaped
+from gpt.files.json_files import read_json_object
 from gpt.moderation.measures.intervals import RESAMPLES
 from gpt.moderation.taxonomy import Taxonomy
 from gpt.telemetry.screen import counted
 from launch.comparison.answers import model_names
-from launch.moderation.decisions import n_fitted_on
+from launch.moderation.decisions import CALIBRATION, n_fitted_on
+from launch.moderation.loop.joined import summary_of
 from launch.moderation_report.costs import LabelCosts, label_costs
 from launch.moderation_report.measured import ReportFigures, as_json, measure
 from launch.moderation_report.page import ReportParts, moderation_page
@@ -90,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         versions = []
         for path, name, file in zip(args.scores, names, files, strict=True):
             given = read_thresholds(file, taxonomy)
+            check_kind_of_scores(path, file)
             version = (
                 score_run(runs[path], args.labels, taxonomy, name=name)
                 if path in runs
@@ -134,6 +137,18 @@ def without_ending(name: str) -> str:
 def rounds_of(args: argparse.Namespace, taxonomy: Taxonomy) -> list[Round]:
     pairs = [(labels, Path(scores)) for labels, scores in args.round]
     return read_rounds(pairs, args.labels, taxonomy, resamples=args.resamples)
+
+
+def check_kind_of_scores(scores: Path, thresholds: Path | None) -> None:
+    """ConfigError: the scores are raw, by their summary, and the thresholds those of a run with a calibration."""
+    if thresholds is None or scores.is_dir() or summary_of(scores).get("calibrated") is not False:
+        return
+    calibration = thresholds.with_name(CALIBRATION)
+    if calibration.is_file() and read_json_object(calibration):
+        raise ConfigError(
+            f"--thresholds {thresholds} is invalid with {scores}: they were chosen of calibrated scores, and the file "
+            "has raw ones. Score the texts without --raw"
+        )
 
 
 def fitted_notes(compared: ComparedVersions) -> list[str]:

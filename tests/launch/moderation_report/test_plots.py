@@ -32,6 +32,15 @@ def test_intervals_without_bounds_are_hollow():
     assert [one.text for one in ET.fromstring(picture).iter("text")][-1] == "undefined"
 
 
+def test_names_have_room_and_long_ones_are_cut():
+    """19 px bold on a phone needs about 12 units a letter; the picture is 600 wide."""
+    for name, shown in (("broken", "broken"), ("threatening", "threatening"), ("a" * 60, "a" * 17 + "\u2026")):
+        (text,) = parts(forest([(name, [Interval(0.5, 0.25, 0.75)])], label="l"), "text", "name")
+        assert text.text == shown
+        assert float(text.get("x")) >= 12 * len(shown)
+        assert float(text.get("x")) < 300
+
+
 def test_precision_is_drawn_in_steps():
     labels, scores = np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.9, 0.8, 0.7, 0.1])
     (one,) = category_measures(labels[:, None], scores[:, None], ["A"], resamples=2)

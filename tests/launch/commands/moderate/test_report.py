@@ -54,6 +54,20 @@ def test_texts_that_chose_the_thresholds_are_named(tmp_path, capsys):
     assert "chose" not in capsys.readouterr().out
 
 
+def test_thresholds_of_calibrated_scores_are_refused_for_raw_ones(tmp_path, capsys):
+    for name, value in (
+        ("calibration.json", {"S": {"kind": "temperature", "temperature": 2.0}}),
+        ("thresholds.json", {"S": 0.4}),
+        ("first.summary.json", {"calibrated": False}),
+    ):
+        (tmp_path / name).write_text(json.dumps(value))
+    ids = ("S", "H", "V", "SH", "HR", "S3", "H2", "V2")
+    (tmp_path / "first.jsonl").write_text(json.dumps({"id": "a", "scores": dict.fromkeys(ids, 0.5)}) + "\n")
+    words = ["moderate", "report", str(tmp_path / "first.jsonl"), "--labels", "none", "--taxonomy", "moderation_openai"]
+    assert main([*words, "--thresholds", str(tmp_path / "thresholds.json")]) == 2
+    assert "they were chosen of calibrated scores, and the file has raw ones" in capsys.readouterr().err
+
+
 def test_a_version_is_named_without_its_ending():
     names = ["june.jsonl.gz", "a.b.parquet", "plain"]
     assert [without_ending(name) for name in names] == ["june", "a.b", "plain"]
