@@ -166,7 +166,7 @@ def _obstacle(objective: Classifier, weights: dict[str, Tensor], family: str, de
         return "they cannot give a category at least the score of its children (objective.parents = true)"
     if any(isinstance(one, Isotonic) for one in decisions.calibrators.values()):
         return (
-            "they cannot follow an isotonic calibration. Without one, calibrate with --kind temperature, or remove it"
+            "they cannot follow an isotonic calibration"
         )
     if family == "llama" and bool(weights["head.classes.bias"].any()):
         return "their linear layer has no bias, and RMSNorm has none that could hold it"

@@ -194,7 +194,9 @@ def test_labels_of_other_instructions_are_a_warning(tmp_path):
     same = {"taxonomy": "many 1", "categories": IDS, "parents": {}, "severities": {}}
     found = []
     for digest in ({}, {"digest": objective.taxonomy.digest}, {"digest": "0"}):
-        files = described_corpus(tmp_path, {**same, **digest})
+        folder = tmp_path / str(len(found))
+        folder.mkdir()
+        files = described_corpus(folder, {**same, **digest})
         found.append(objective.check_corpus(files, MODEL))
     assert found[0] == found[1] == found[2][1:]
     assert "was prepared with other titles, definitions, instructions or examples of taxonomy 'many 1'" in found[2][0]
