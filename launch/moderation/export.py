@@ -165,9 +165,7 @@ def _obstacle(objective: Classifier, weights: dict[str, Tensor], family: str, de
     if own.parents and any(parent >= 0 for parent in objective.taxonomy.parents):
         return "they cannot give a category at least the score of its children (objective.parents = true)"
     if any(isinstance(one, Isotonic) for one in decisions.calibrators.values()):
-        return (
-            "they cannot follow an isotonic calibration"
-        )
+        return "they cannot follow an isotonic calibration"
     if family == "llama" and bool(weights["head.classes.bias"].any()):
         return "their linear layer has no bias, and RMSNorm has none that could hold it"
     return ""
