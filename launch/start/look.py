@@ -4,7 +4,7 @@ Local files only; hub.py looks at data sets behind URLs. Nothing is unpacked or 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -66,16 +66,16 @@ class _File:
     changed: tuple[int, int]
 
 
-def look(paths: Iterable[str], *, without: Path) -> Survey:
+def look(paths: Iterable[str], *, without: Path, following: Callable[[list[Path]], Iterable[Path]] = iter) -> Survey:
     """Survey local files and folders. ConfigError: there is nothing to read, or a file changes meanwhile.
 
-    `without`: the folder of the corpus to be, which is no input.
+    `without`: the folder of the corpus to be, which is no input. `following` passes the files on and shows how many.
     """
     given = tuple(dict.fromkeys(paths))
     found = list(dict.fromkeys(path for name in given for path in _files(name, without)))
     endings = _endings(found)
     step = max(1, len(found) // _OPENED)
-    files = [_open(path, endings, inside=number % step == 0) for number, path in enumerate(found)]
+    files = [_open(path, endings, inside=number % step == 0) for number, path in enumerate(following(found))]
     texts = [file for file in files if file.kind]
     if not texts:
         raise ConfigError(_nothing(given, files))

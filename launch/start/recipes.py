@@ -1,12 +1,13 @@
 """Look at inputs, choose a corpus and a model, and write the two recipes."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt.errors import ConfigError, one_line
 from gpt.files.atomic import open_replacement
+from launch.processes.terminal import work_progress
 from launch.start.corpus_choice import CorpusChoice, Preset, choose_corpus, default_preset
 from launch.start.corpus_recipe import corpus_recipe
 from launch.start.hub import look_remote
@@ -44,8 +45,7 @@ def write_recipes(wishes: Wishes, say: Say) -> list[list[str]]:
     for path in files:
         if (path.exists() or path.is_symlink()) and not wishes.force:
             raise ConfigError(f"{path} exists. Use --force to write over it, or --out for another folder")
-    is_remote = "://" in wishes.inputs[0]
-    survey: Survey = look_remote(wishes.inputs) if is_remote else look(wishes.inputs, without=wishes.out)
+    survey = _look(wishes)
     choice = choose_corpus(survey, wishes.preset or default_preset(survey))
     for line in describe_survey(survey, choice):
         say(line)
@@ -70,10 +70,28 @@ def write_recipes(wishes: Wishes, say: Say) -> list[list[str]]:
     return commands
 
 
+def _look(wishes: Wishes) -> Survey:
+    """Look at the inputs, with progress."""
+    with work_progress() as progress:
+
+        def following(paths: list[Path]) -> Iterator[Path]:
+            progress.start("looking at the files", total=len(paths))
+            for number, path in enumerate(paths):
+                yield path
+                if number % 100 == 99:
+                    progress.update(number + 1)
+
+        if "://" in wishes.inputs[0]:
+            progress.start(f"reading the start of {wishes.inputs[0]}")
+            return look_remote(wishes.inputs)
+        return look(wishes.inputs, without=wishes.out, following=following)
+
+
 def _training(dials: Dials, choice: CorpusChoice, machine: Machine, say: Say) -> Training:
     def measure(plan: Training) -> float:
         say(f"measuring the speed of {plan.model.parameters:,} parameters on this machine ...")
-        speed = measured_speed(plan, choice.model, n_processes=machine.n_processes)
+        with work_progress() as progress:
+            speed = measured_speed(plan, choice.model, n_processes=machine.n_processes, progress=progress)
         say(f"  {speed:,.0f} tokens/s")
         return speed
 

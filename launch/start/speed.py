@@ -14,6 +14,7 @@ from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 from gpt.token_files.files import TokenFileWriter
 from launch.processes.environment import shown_settings
+from launch.processes.terminal import WorkProgress
 from launch.start.model_choice import Machine, Training
 from launch.start.train_recipe import train_recipe
 
@@ -22,8 +23,9 @@ _FIRST_STEP_LIMIT_S = 300.0
 _MIN_STEPS = 3
 
 
-def measured_speed(training: Training, tokenizer: bytes, *, n_processes: int) -> float:
+def measured_speed(training: Training, tokenizer: bytes, *, n_processes: int, progress: WorkProgress) -> float:
     """Return the tokens/s of this model on this machine, in steps of a real run. ConfigError: it cannot run here."""
+    progress.start("starting a run")
     with tempfile.TemporaryDirectory(prefix="triaxial-speed-") as name:
         folder = Path(name)
         (folder / "tokenizer.model").write_bytes(tokenizer)
@@ -50,12 +52,14 @@ def measured_speed(training: Training, tokenizer: bytes, *, n_processes: int) ->
         with open(folder / "output", "wb") as output:
             process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
             try:
-                return _watch(process, folder / "run" / "metrics.jsonl", folder / "output", step_tokens)
+                return _watch(process, folder / "run" / "metrics.jsonl", folder / "output", step_tokens, progress)
             finally:
                 _end(process)
 
 
-def _watch(process: "subprocess.Popen[bytes]", metrics: Path, output: Path, step_tokens: int) -> float:
+def _watch(
+    process: "subprocess.Popen[bytes]", metrics: Path, output: Path, step_tokens: int, progress: WorkProgress
+) -> float:
     """Return the tokens/s of the steps of STEPS_S seconds, without the first one."""
     started_at, first_at = time.monotonic(), 0.0
     while True:
@@ -64,6 +68,8 @@ def _watch(process: "subprocess.Popen[bytes]", metrics: Path, output: Path, step
         now = time.monotonic()
         if steps and not first_at:
             first_at = now
+            progress.start("measuring its steps", total=STEPS_S)
+        progress.update(now - (first_at or started_at))
         if len(steps) >= _MIN_STEPS and now - first_at >= STEPS_S:
             return step_tokens * (len(steps) - 1) / sum(steps[1:])
         if process.poll() is not None:

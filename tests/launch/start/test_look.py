@@ -5,6 +5,7 @@ import json
 import os
 import random
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,20 @@ def survey(folder: Path, **files: bytes) -> Survey:
     for name, data in files.items():
         (folder / name.replace("__", ".")).write_bytes(data)
     return look([str(folder)], without=folder / "out")
+
+
+def test_the_files_are_passed_on_for_a_bar(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(ENGLISH)
+    seen: list[str] = []
+
+    def following(paths: list[Path]) -> Iterator[Path]:
+        for path in paths:
+            yield path
+            seen.append(path.name)
+
+    assert look([str(tmp_path)], without=tmp_path / "out", following=following).files == 3
+    assert sorted(seen) == ["a.txt", "b.txt", "c.txt"]
 
 
 def test_text_is_told_from_other_bytes():

@@ -10,6 +10,7 @@ from gpt.errors import ConfigError
 from gpt.model.gpt3_sizes import peak_learning_rate
 from gpt.tokenizer.tokenizers import train_sentencepiece
 from launch.config.run_config import layout_of, read_run_config
+from launch.processes.terminal import WorkProgress
 from launch.start.model_choice import MAX_EPOCHS, Dials, Machine, choose_training
 from launch.start.speed import machine_here, measured_speed, visible_gpus
 from launch.start.summary import describe_choice
@@ -117,13 +118,13 @@ def test_this_machine_is_measured_by_a_real_run(tmp_path):
         machine=CPU,
         measure=never,
     )
-    found = measured_speed(plan, model, n_processes=1)
+    found = measured_speed(plan, model, n_processes=1, progress=WorkProgress(None))
     assert found > 1
     line = list(describe_choice(replace(plan, tokens_per_s=found)))[1]
     assert " here; learning rate" in line
     wrong = replace(plan, model=replace(plan.model, vocab_size=300))  # fewer rows than the tokenizer has tokens
     with pytest.raises(ConfigError, match="this machine cannot train the chosen model: "):
-        measured_speed(wrong, model, n_processes=1)
+        measured_speed(wrong, model, n_processes=1, progress=WorkProgress(None))
     assert machine_here(2).n_processes == 2
 
 
