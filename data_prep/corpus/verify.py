@@ -1,10 +1,11 @@
 """Compare every byte and every id of a corpus with its corpus.json."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,14 @@ class Verified:
     faults: tuple[str, ...]
 
 
-def verify(folder: Path, *, n_threads: int) -> Verified:
+def verify(
+    folder: Path, *, n_threads: int, advance: Callable[[float, float], None] = lambda done, total: None
+) -> Verified:
     """Check everything in corpus.json: files, digests, counts, the range of the ids, the tokenizer.
 
-    Reads each file once, up to `n_threads` at a time. Memory: about 50 MB per thread. ConfigError: corpus.json is
-    missing, or has version 1.
+    Reads each file once, or twice if it has block sums, up to `n_threads` at a time. Memory: about 50 MB per thread.
+    `advance` gets the bytes that are read so far, and those of all. ConfigError: corpus.json is missing, or has version
+    1.
     """
     try:
         description = read_corpus(folder)
@@ -80,8 +84,9 @@ def verify(folder: Path, *, n_threads: int) -> Verified:
         return _damaged(f"{folder / CORPUS_FILE}: {fault}. Run `triaxial prepare` again")
     files = [files for split in description["splits"].values() for files in _with_rules(split, description)]
     shards = [shard for shard, _, _ in files]
+    read = _Reading(sum((1 + ("sums" in s)) * (s["bin"]["bytes"] + s["idx"]["bytes"]) for s in shards), advance)
     with ThreadPoolExecutor(n_threads) as threads:  # digests and numpy release the GIL
-        found = threads.map(lambda one: list(_shard_faults(folder, *one)), files)
+        found = threads.map(lambda one: list(_shard_faults(folder, *one, read)), files)
         faults = [fault for one in found for fault in one]
     faults += _side_file_faults(folder, description)
     faults += _tokenizer_faults(folder, description["tokenizer"])
@@ -98,6 +103,21 @@ def verify(folder: Path, *, n_threads: int) -> Verified:
         documents=description["documents"],
         faults=tuple(faults),
     )
+
+
+class _Reading:
+    """Adds up the bytes that all threads read, and reports them now and then."""
+
+    def __init__(self, total: int, advance: Callable[[float, float], None]) -> None:
+        self._total, self._advance, self._lock = total, advance, Lock()
+        self._done = self._reported = 0
+
+    def __call__(self, n_bytes: int) -> None:
+        with self._lock:
+            self._done += n_bytes
+            if self._done - self._reported >= _BLOCK_BYTES or self._done == self._total:
+                self._reported = self._done
+                self._advance(self._done, self._total)
 
 
 def _damaged(fault: str) -> Verified:
@@ -131,14 +151,16 @@ def _side_file_faults(folder: Path, description: dict[str, Any]) -> Iterator[str
             yield f"{path}: sha256 {digest}, expected {about['sha256']}"
 
 
-def _shard_faults(folder: Path, shard: dict[str, Any], vocab_size: int, end_ids: tuple[int, ...]) -> Iterator[str]:
+def _shard_faults(
+    folder: Path, shard: dict[str, Any], vocab_size: int, end_ids: tuple[int, ...], read: _Reading
+) -> Iterator[str]:
     dtype = token_dtype(vocab_size)
     whole = True
     for suffix in ("bin", "idx"):
         path, expected = folder / f"{shard['name']}.{suffix}", shard[suffix]
         try:
             size = path.stat().st_size
-            digest, largest, smallest = _read(path, dtype)
+            digest, largest, smallest = _read(path, dtype, read)
         except (OSError, ConfigError) as error:
             yield _reason(path, error)
             whole = False
@@ -151,12 +173,12 @@ def _shard_faults(folder: Path, shard: dict[str, Any], vocab_size: int, end_ids:
             whole = False
         if suffix == "bin" and (largest >= vocab_size or smallest < 0):
             yield f"{path}: has ids from {smallest} to {largest}, but the vocabulary has 0 to {vocab_size - 1}"
-    yield from _sums_faults(folder / shard["name"], shard)
+    yield from _sums_faults(folder / shard["name"], shard, read)
     if whole:
         yield from _index_faults(folder / shard["name"], shard, end_ids)
 
 
-def _sums_faults(prefix: Path, shard: dict[str, Any]) -> Iterator[str]:
+def _sums_faults(prefix: Path, shard: dict[str, Any], read: _Reading) -> Iterator[str]:
     """Find the damaged blocks by the `.sums` file, if the corpus has one: it locates the damage in a file."""
     if "sums" not in shard:
         return
@@ -170,7 +192,7 @@ def _sums_faults(prefix: Path, shard: dict[str, Any]) -> Iterator[str]:
         yield f"{path}: sha256 {digest}, expected {shard['sums']['sha256']}"
         return
     try:
-        damaged = compare_sums(prefix) or []
+        damaged = compare_sums(prefix, read) or []
     except OSError:  # of a token file, which is reported already
         return
     yield from damaged[:_MAX_SHOWN_BLOCKS]
@@ -183,12 +205,13 @@ def _reason(path: Path, error: OSError | ConfigError) -> str:
     return f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error).rstrip(".")
 
 
-def _read(path: Path, dtype: np.dtype[Any]) -> tuple[str, int, int]:
+def _read(path: Path, dtype: np.dtype[Any], read: _Reading) -> tuple[str, int, int]:
     """Return (sha256, largest, smallest number of the bytes read as `dtype`); -1 and 0 if there is no number."""
     digest = hashlib.sha256()
     largest, smallest = -1, 0
     with open_regular(path) as file:
         while block := file.read(_BLOCK_BYTES):
+            read(len(block))
             digest.update(block)
             numbers = np.frombuffer(block, dtype, count=len(block) // dtype.itemsize)
             if len(numbers):

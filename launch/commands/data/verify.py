@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     started_at = time.perf_counter()
     with work_progress() as progress:
         progress.start(f"comparing {args.folder}")
-        found = verify(args.folder, n_threads=n_threads)
+        found = verify(args.folder, n_threads=n_threads, advance=lambda done, total: progress.update(done, total=total))
     elapsed_s = time.perf_counter() - started_at
     console = SafeConsole(emoji=False, highlight=False, markup=False, soft_wrap=True)
     for fault in found.faults:

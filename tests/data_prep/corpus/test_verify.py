@@ -11,6 +11,7 @@ import pytest
 
 from data_prep.corpus.corpus import CORPUS_FILE, seal
 from data_prep.corpus.shards import describe_file
+from data_prep.corpus.verify import verify
 from gpt.errors import ConfigError
 from gpt.token_files.corpus import check_tokenizer, open_tokens
 from gpt.token_files.files import TokenFile, TokenFileWriter
@@ -290,3 +291,13 @@ def test_token_files_open_without_a_description(corpus):
             open_tokens(corpus / "train")
     (corpus / CORPUS_FILE).write_text(json.dumps({"name": "some other tool's"}))
     assert open_tokens(corpus / "train").n_documents > 0
+
+
+def test_the_bytes_that_are_read_are_reported_to_the_last(made):
+    """Those of the token files, twice where they have block sums."""
+    seen: list[tuple[float, float]] = []
+    assert not verify(made / "corpus", n_threads=2, advance=lambda *pair: seen.append(pair)).faults
+    files = [path for path in (made / "corpus").iterdir() if path.suffix in (".bin", ".idx")]
+    total = 2 * sum(path.stat().st_size for path in files)
+    assert seen[-1] == (total, total)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
