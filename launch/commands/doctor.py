@@ -16,7 +16,7 @@ from launch.engines.installed import EngineFacts
 from launch.preflight.links import SLOWED
 from launch.preflight.nodes import Check, check_nodes
 from launch.processes.environment import LauncherEnvironment
-from launch.processes.machine_facts import Facts, collect, load_warning
+from launch.processes.machine_facts import N_PARTS, Facts, collect, load_warning
 from launch.processes.sealing import shared_secret
 from launch.reports.written import add_json_option, json_destination
 
@@ -88,8 +88,8 @@ def collected() -> Facts:
     from launch.processes.terminal import work_progress
 
     with work_progress() as progress:
-        progress.start("looking at this machine")
-        return collect()
+        progress.start("looking at this machine", total=N_PARTS)
+        return collect(advance=progress.advance)
 
 
 def check_of(args: argparse.Namespace) -> Check | None:

@@ -9,6 +9,7 @@ import statistics
 import sys
 import sysconfig
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ DEPENDENCY = re.compile(
 )
 # File systems that other machines can mount too.
 SHARED = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "wekafs", "9p", "glusterfs", "orangefs")
+N_PARTS = 4  # of `collect`: software, links, torch, speed
 MINIMUM = re.compile(r">=\s*([0-9.]+)")
 
 
@@ -84,15 +86,18 @@ class Facts:
     load: float | None = None  # programs that want a core, mean of the last minute
 
 
-def collect() -> Facts:
-    """Collect everything; takes a few seconds, mostly to import torch."""
+def collect(*, advance: Callable[[], None] = lambda: None) -> Facts:
+    """Collect everything; takes a few seconds, mostly to import torch. Calls `advance` after each of N_PARTS parts."""
     folder, load = Path.cwd(), load_here()  # before the facts, which make some load
+    of_software: dict[str, Any] = {"packages": packages(), "engines": engines_found()}
+    advance()
+    of_links = links()
+    advance()
+    of_torch = torch_facts(advance)
     return Facts(
         python=f"{platform.python_version()} ({sys.executable})",
         cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        packages=packages(),
-        engines=engines_found(),
         stale_locks=stale_locks(shown_settings()),
         settings=shown_settings(),
         memory_free_bytes=memory_free_bytes(),
@@ -101,7 +106,7 @@ def collect() -> Facts:
         shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         open_files=open_files_limit(),
         limits=limits(),
-        links=links(),
+        links=of_links,
         folder=str(folder),
         filesystem=(filesystem := filesystem_of(folder)),
         folder_shared=filesystem in SHARED or filesystem.startswith("fuse."),
@@ -109,7 +114,8 @@ def collect() -> Facts:
         python_headers=Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
         slurm_commands=tuple(name for name in ("sbatch", "srun", "scontrol", "squeue") if shutil.which(name)),
         load=load,
-        **torch_facts(),
+        **of_software,
+        **of_torch,
     )
 
 
@@ -125,7 +131,7 @@ def load_warning(load: float | None, cores: int, *, most: float = 1.0) -> str:
     return f"other programs keep the {cores} cores busy (load {load:.1f})"
 
 
-def torch_facts() -> dict[str, Any]:
+def torch_facts(advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """The fields of Facts that come from torch; empty values if torch cannot be imported."""
     empty: dict[str, Any] = {"gpus": (), "backends": (), "bf16_on_cpu": "unknown", "matmul_gflops": {}}
     try:
@@ -133,6 +139,7 @@ def torch_facts() -> dict[str, Any]:
         import torch.distributed as dist
     except (ImportError, OSError) as error:  # OSError: a shared library of torch is missing
         return {**empty, "torch": None, "torch_build": f"cannot be imported: {error}", "torch_threads": 0}
+    advance()
     gpus = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -144,13 +151,15 @@ def torch_facts() -> dict[str, Any]:
         "nccl": dist.is_available() and dist.is_nccl_available(),
         "mpi": dist.is_available() and dist.is_mpi_available(),
     }
+    gflops = matmul_gflops("cuda" if gpus else "cpu")
+    advance()
     return {
         "torch": torch.__version__,
         "torch_build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only",
         "gpus": tuple(gpus),
         "backends": tuple(name for name, present in built.items() if present),
         "bf16_on_cpu": bf16_on_cpu(),
-        "matmul_gflops": matmul_gflops("cuda" if gpus else "cpu"),
+        "matmul_gflops": gflops,
         "torch_threads": torch.get_num_threads(),
     }
 
