@@ -18,13 +18,13 @@ from launch.config.objectives import program_of
 from launch.config.run_config import RunConfig
 from launch.processes.failures import describe_exit
 from launch.processes.local_ranks import end_with_launcher, fork_server, signals_unwind
-from launch.processes.terminal import work_progress
+from launch.processes.terminal import WorkProgress, work_progress
 from launch.reports.written import json_destination
 from launch.training.build import build_objective
 from parallel.engines.settings import EngineSettings
 from parallel.layout.config import ParallelConfig
 from parallel.layout.layout import Layout
-from parallel.planner.dry_run import RankReport, measure_rank
+from parallel.planner.dry_run import RankReport, extrapolated_report, measure_steps, micro_batches_to_run
 
 COLUMNS = ("rank", "pipeline", "layers", "parameters", "weights", "gradients", "optimizer", "activations", "peak")
 
@@ -50,57 +50,75 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
 
 
 def measure(settings: EngineSettings, objective: Objective, ranks: list[int], *, data: DataConfig) -> list[RankReport]:
-    """The reports of some ranks, each measured in a separate process. Shows its progress."""
-    work = partial(measure_rank, settings, data=data, objective=objective)
-    if len(ranks) == 1:
-        with work_progress() as progress:
-            progress.start("measuring a rank")
-            return [work(rank=ranks[0])]
-    context = fork_server(["parallel.planner.dry_run", "launch.planning.dry_run"])  # torch is imported once
-    found: dict[int, RankReport] = {}
-    waiting, running = list(ranks), dict[Connection, tuple[int, BaseProcess]]()
+    """The reports of some ranks. Each step that is run has a process of its own. Shows its progress."""
+    work = partial(measure_steps, settings, data=data, objective=objective)
+    runs, stages = micro_batches_to_run(settings), settings.layout.stages // settings.layout.pipeline
+    jobs = [(rank, n) for n in sorted(runs, reverse=True) for rank in ranks]
     with signals_unwind(), work_progress() as progress:
-        progress.start(f"measuring {len(ranks)} kinds of ranks", total=len(ranks))
-        try:
-            while waiting or running:
-                while waiting and len(running) < (os.cpu_count() or 1):
-                    ours, theirs = context.Pipe(duplex=False)
-                    process = context.Process(target=_send_report, args=(theirs, work, waiting[0]), daemon=True)
-                    process.start()
-                    theirs.close()
-                    running[ours] = (waiting.pop(0), process)
-                for answered in wait(list(running)):
-                    assert isinstance(answered, Connection)
-                    rank, measuring = running.pop(answered)
-                    found[rank] = _received(answered, measuring, rank)
+        words = "a rank" if len(ranks) == 1 else f"{len(ranks)} kinds of ranks"
+        progress.start(f"measuring {words}", total=stages * sum(n for _, n in jobs))
+        if len(jobs) == 1:
+            found = {ranks[0]: work(rank=ranks[0], runs=runs, advance=progress.advance)}
+        else:
+            found = _measured(jobs, work, progress)
+    return [extrapolated_report(found[rank], settings.layout.micro_batches) for rank in ranks]
+
+
+def _measured(
+    jobs: list[tuple[int, int]], work: Callable[..., list[RankReport]], progress: WorkProgress
+) -> dict[int, list[RankReport]]:
+    """The reports by rank. `jobs`: a rank and a number of micro-batches each, as many at a time as there are cores."""
+    context = fork_server(["parallel.planner.dry_run", "launch.planning.dry_run"])  # torch is imported once
+    found: dict[int, list[RankReport]] = {rank: [] for rank, _ in jobs}
+    waiting, running = list(jobs), dict[Connection, tuple[int, BaseProcess]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_send_report, args=(theirs, work, *waiting[0]), daemon=True)
+                process.start()
+                theirs.close()
+                running[ours] = (waiting.pop(0)[0], process)
+            for answered in wait(list(running)):
+                assert isinstance(answered, Connection)
+                rank, measuring = running[answered]
+                answer = _received(answered, measuring, rank)
+                if answer is None:  # a pass through a stage is over
                     progress.advance()
-        finally:
-            for _, measuring in running.values():
-                measuring.kill()
-    return [found[rank] for rank in ranks]
+                    continue
+                del running[answered]
+                answered.close()
+                found[rank].append(answer)
+    finally:
+        for _, measuring in running.values():
+            measuring.kill()
+    return found
 
 
-def _send_report(connection: Connection, work: Callable[..., RankReport], rank: int) -> None:
-    """The body of the process that measures a rank: send its report, or the user's mistake."""
+def _send_report(connection: Connection, work: Callable[..., list[RankReport]], rank: int, micro_batches: int) -> None:
+    """The body of a process that measures a rank: send None after each pass, then the report or the user's mistake."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the command handles it
     end_with_launcher()
     try:
-        connection.send(work(rank=rank))
+        (report,) = work(rank=rank, runs=[micro_batches], advance=lambda: connection.send(None))
+        connection.send(report)
     except ConfigError as error:
         connection.send(error)
 
 
-def _received(connection: Connection, process: BaseProcess, rank: int) -> RankReport:
-    with connection:
-        try:
-            answer = connection.recv()
-        except EOFError:
-            process.join()
-            how = describe_exit(process.exitcode or 0)
-            raise ConfigError(
-                f"--dry-run: the process that measured rank {rank} ended early ({how}). Use --rank {rank} to measure "
-                f"it alone"
-            ) from None
+def _received(connection: Connection, process: BaseProcess, rank: int) -> RankReport | None:
+    """The report of a rank, or None for one more pass through its stages. ConfigError: what the process found wrong."""
+    try:
+        answer = connection.recv()
+    except EOFError:
+        process.join()
+        how = describe_exit(process.exitcode or 0)
+        raise ConfigError(
+            f"--dry-run: the process that measured rank {rank} ended early ({how}). Use --rank {rank} to measure it "
+            f"alone"
+        ) from None
+    if answer is None:
+        return None
     process.join()
     if isinstance(answer, ConfigError):
         raise answer

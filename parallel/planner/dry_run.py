@@ -4,7 +4,7 @@ The rank's real code runs on fake tensors with a fake process group: no memory f
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -69,26 +69,64 @@ class RankReport:
 def measure_rank(
     settings: EngineSettings, *, rank: int, data: DataConfig, objective: Objective, runs: tuple[int, ...] | None = None
 ) -> RankReport:
-    """Measure one training step of this rank.
+    """Measure one training step of this rank, as `measure_steps` and `extrapolated_report` do.
+
+    `runs`: numbers of micro-batches to run; None takes those of `micro_batches_to_run`, and one number runs the step as
+    it is.
+    """
+    reports = measure_steps(
+        settings, rank=rank, runs=runs or micro_batches_to_run(settings), data=data, objective=objective
+    )
+    return extrapolated_report(reports, settings.layout.micro_batches)
+
+
+def measure_steps(
+    settings: EngineSettings,
+    *,
+    rank: int,
+    runs: Iterable[int],
+    data: DataConfig,
+    objective: Objective,
+    advance: Callable[[], None] = lambda: None,
+) -> list[RankReport]:
+    """Measure a training step of this rank with each of these numbers of micro-batches.
 
     No process group may exist: this creates a fake one and destroys it. Call it once per process, because DTensor
     remembers groups that were destroyed.
 
-    A step of many micro-batches is run with two smaller numbers of them and extrapolated linearly. This is exact for
-    traffic, and for memory once the schedule has filled its pipeline. The batch is what `objective` makes of samples as
-    `data` describes them; no file is read. `runs`: numbers of micro-batches to run; None
-    takes those of `micro_batches_to_run`, and one number runs the step as it is. Blocks are not compiled and nothing is
-    offloaded; neither changes what is sent or which shards are held.
+    The batch is what `objective` makes of samples as `data` describes them; no file is read. Blocks are not compiled
+    and nothing is offloaded; neither changes what is sent or which shards are held. `advance` is called after each
+    forward pass through a stage.
     """
     parallel = dataclasses.replace(settings.parallel, compile=False, async_tensor=False, offload=False)
     with fake_process_group(rank, settings.layout.world_size):
         mesh = build_mesh(settings.layout, torch.device("cpu"))  # outside the fake mode, because its ranks are read
         reports = []
-        for micro_batches in runs or micro_batches_to_run(settings):
+        for micro_batches in runs:
             shortened = dataclasses.replace(settings.layout, micro_batches=micro_batches)
             short = dataclasses.replace(settings, parallel=parallel, layout=shortened)
-            reports.append(_run_step(short, mesh, data=data, objective=objective))
-    return _extrapolate(reports[0], reports[-1], settings.layout.micro_batches)
+            reports.append(_run_step(short, mesh, data=data, objective=objective, advance=advance))
+    return reports
+
+
+def extrapolated_report(reports: Sequence[RankReport], micro_batches: int) -> RankReport:
+    """Return the report of a step of `micro_batches`: the only one, or a line through the two of shorter steps.
+
+    This is exact for traffic, and for memory once the schedule has filled its pipeline.
+    """
+    few, more = min(reports, key=_micro_batches), max(reports, key=_micro_batches)
+    if few.micro_batches == micro_batches:
+        return few
+    times = (micro_batches - more.micro_batches) // (more.micro_batches - few.micro_batches)
+    return dataclasses.replace(
+        more,
+        peak_activation_bytes=more.peak_activation_bytes
+        + times * (more.peak_activation_bytes - few.peak_activation_bytes),
+        peak_bytes=more.peak_bytes + times * (more.peak_bytes - few.peak_bytes),
+        traffic=extrapolated(few.traffic, more.traffic, times),
+        micro_batches=micro_batches,
+        micro_batches_run=(few.micro_batches, more.micro_batches),
+    )
 
 
 def micro_batches_to_run(settings: EngineSettings) -> tuple[int, ...]:
@@ -132,7 +170,9 @@ def held_bytes(engine: MeasurableEngine) -> dict[str, int]:
     }
 
 
-def _run_step(settings: EngineSettings, mesh: Mesh, *, data: DataConfig, objective: Objective) -> RankReport:
+def _run_step(
+    settings: EngineSettings, mesh: Mesh, *, data: DataConfig, objective: Objective, advance: Callable[[], None]
+) -> RankReport:
     layout = settings.layout
     real = objective.batch(made_up_samples(layout.micro_batches * settings.micro_batch_size, data))
     real = dataclasses.replace(real, row_keys=torch.zeros(len(real), dtype=torch.int32))
@@ -141,6 +181,8 @@ def _run_step(settings: EngineSettings, mesh: Mesh, *, data: DataConfig, objecti
     with FakeTensorMode(allow_non_fake_inputs=True), _FakeScalars():  # type: ignore[no-untyped-call]
         built = build_engine(settings, objective=objective, device=mesh.device, init_weights=False, mesh=mesh)
         engine = cast(MeasurableEngine, built)
+        for stage in engine.stages:
+            stage.register_forward_hook(lambda *_: advance())
         batch = _fake_batch(real)
         state = engine.optimizer.all_tensors()
         reference = _reference_parameters(settings, mesh, objective)
@@ -192,20 +234,8 @@ def _fake_batch(batch: Batch) -> Batch:
     return Batch.from_tensors(fakes)
 
 
-def _extrapolate(few: RankReport, more: RankReport, micro_batches: int) -> RankReport:
-    """Return the report of a step of `micro_batches` from two shorter steps, or `few` if it has that many."""
-    if few.micro_batches == micro_batches:
-        return few
-    times = (micro_batches - more.micro_batches) // (more.micro_batches - few.micro_batches)
-    return dataclasses.replace(
-        more,
-        peak_activation_bytes=more.peak_activation_bytes
-        + times * (more.peak_activation_bytes - few.peak_activation_bytes),
-        peak_bytes=more.peak_bytes + times * (more.peak_bytes - few.peak_bytes),
-        traffic=extrapolated(few.traffic, more.traffic, times),
-        micro_batches=micro_batches,
-        micro_batches_run=(few.micro_batches, more.micro_batches),
-    )
+def _micro_batches(report: RankReport) -> int:
+    return report.micro_batches
 
 
 class _FakeScalars(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import launch.planning.dry_run as dry_run_module
+from launch.config.run_config import layout_of, read_run_config
 from launch.main import main
+from launch.processes.terminal import WorkProgress
+from launch.training.build import build_objective, engine_settings
+from parallel.planner.dry_run import micro_batches_to_run
 
 TRIAXIAL = [sys.executable, "-m", "launch.main", "train"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -109,6 +114,20 @@ def high_water_marks(process):
                 marks[stat.parent.name] = int(found[1])
         time.sleep(0.1)
     return marks
+
+
+def test_steps_in_processes_of_their_own_give_one_report_and_are_counted(tiny_corpus, monkeypatch):
+    """Two shorter steps of each of two kinds of ranks, with a pass through a stage as the unit of progress."""
+    words = ["--parallel.pipeline", "2", "--batch.micro_batch_size", "1", "--batch.global_batch_tokens", str(64 * 402)]
+    words += ["--train.total_tokens", "1e6"]
+    config = read_run_config(str(tiny_corpus.recipe), words)
+    settings = engine_settings(config, layout_of(config, 2))
+    assert micro_batches_to_run(settings) == (3, 4)
+    done = list[float]()
+    monkeypatch.setattr(WorkProgress, "advance", lambda self, amount=1.0: done.append(amount))
+    reports = dry_run_module.measure(settings, build_objective(config), [0, 1], data=config.data)
+    assert [(r.rank, r.micro_batches, r.micro_batches_run) for r in reports] == [(0, 402, (3, 4)), (1, 402, (3, 4))]
+    assert sum(done) == 2 * (3 + 4)
 
 
 @pytest.mark.parametrize(
