@@ -86,7 +86,7 @@ def verify(
     shards = [shard for shard, _, _ in files]
     read = _Reading(sum((1 + ("sums" in s)) * (s["bin"]["bytes"] + s["idx"]["bytes"]) for s in shards), advance)
     with ThreadPoolExecutor(n_threads) as threads:  # digests and numpy release the GIL
-        found = threads.map(lambda one: list(_shard_faults(folder, *one, read)), files)
+        found = threads.map(lambda one: list(_shard_faults(folder, one, read)), files)
         faults = [fault for one in found for fault in one]
     faults += _side_file_faults(folder, description)
     faults += _tokenizer_faults(folder, description["tokenizer"])
@@ -151,9 +151,9 @@ def _side_file_faults(folder: Path, description: dict[str, Any]) -> Iterator[str
             yield f"{path}: sha256 {digest}, expected {about['sha256']}"
 
 
-def _shard_faults(
-    folder: Path, shard: dict[str, Any], vocab_size: int, end_ids: tuple[int, ...], read: _Reading
-) -> Iterator[str]:
+def _shard_faults(folder: Path, rules: tuple[dict[str, Any], int, tuple[int, ...]], read: _Reading) -> Iterator[str]:
+    """`rules`: a shard with its rules, of `_with_rules`."""
+    shard, vocab_size, end_ids = rules
     dtype = token_dtype(vocab_size)
     whole = True
     for suffix in ("bin", "idx"):

@@ -160,7 +160,11 @@ FAULTS = {
     ),
     "the tokenizer": (lambda c: flip(c / "tokenizer.model", 2000), r"tokenizer\.model: sha256", None),
     "a pipe as tokenizer": (lambda c: pipe(c / "tokenizer.model"), r"tokenizer\.model is a named pipe", None),
-    "a pipe as checksums": (lambda c: pipe(c / SUMS), rf"{SUMS} is a named pipe, .*; `triaxial prepare checksum", None),
+    "a pipe as checksums": (
+        lambda c: pipe(c / SUMS),
+        rf"{SUMS} is a named pipe, .*; `triaxial prepare checksum",
+        rf"{SUMS} is a named pipe",
+    ),
     "the tokenizer gone": (lambda c: (c / "tokenizer.model").unlink(), r"tokenizer\.model: No such file", None),
 }
 
