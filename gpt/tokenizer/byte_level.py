@@ -92,6 +92,8 @@ def byte_level_pairs(model: Any) -> ByteLevelPairs | None:
     except ConfigError:
         return None
     ids = np.array([vocabulary.get(token, -1) for token in ranks], dtype=np.int32)
+    if len(np.unique(ids[ids >= 0])) < np.count_nonzero(ids >= 0):
+        return None  # `tokenizers` joins ids, so a merge also applies to another token with the same id
     return ByteLevelPairs(pairs, ids, bytes(byte for character, byte in byte_of.items() if character not in vocabulary))
 
 

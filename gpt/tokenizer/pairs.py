@@ -1,6 +1,7 @@
 """Encode texts of any length by byte pairs with tiktoken."""
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ class BytePairs:
         self.model: Any = tiktoken.Encoding(
             name, pat_str=words, mergeable_ranks=dict(ranks), special_tokens=dict(special_tokens or {})
         )
+        self._splits_digits = words == WORDS_AND_DIGITS
         self._inside = neighbours(ranks)
 
     def encode(self, text: str) -> list[int]:
@@ -58,17 +60,22 @@ class BytePairs:
     def _parts(self, text: str) -> Iterator[str]:
         """Cut a long text without a change of its tokens.
 
-        A run of blanks is a separate piece, except for its last blank if a word follows, so it can be taken out.
+        A run of blanks is a separate piece, except for its last blank if a word follows, so it can be taken out. Digits
+        that are split off are no word.
         """
         start = 0
         for run in _MANY_BLANKS.finditer(text):
-            stop = run.end() if run.end() == len(text) else run.end() - 1
+            stop = run.end() if self._ends_piece(text[run.end() : run.end() + 1]) else run.end() - 1
             if start < run.start():
                 yield from cut_text(text[start : run.start()], self._may_cut)
             yield from (text[i : min(i + MAX_PART, stop)] for i in range(run.start(), stop, MAX_PART))
             start = stop
         if start < len(text):
             yield from cut_text(text[start:], self._may_cut)
+
+    def _ends_piece(self, after: str) -> bool:
+        """Return whether all blanks before this character ("" at the end of the text) are one piece."""
+        return not after or (self._splits_digits and unicodedata.category(after).startswith("N"))
 
     def _may_cut(self, text: str, at: int) -> bool:
         """Return whether a word ends before `at`, or two letters of a word that no token has together meet there."""

@@ -130,6 +130,14 @@ def test_merges_that_no_training_finds_stay_with_the_library() -> None:
     assert byte_level_pairs(model) is None
 
 
+def test_two_tokens_with_one_id_stay_with_the_library() -> None:
+    """The library joins ids: its merge of a and b also applies to c, which has the id of a."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2, "c": 0}, [("a", "b")]))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    assert model.encode("cb").ids == [2]
+    assert byte_level_pairs(model) is None
+
+
 def test_a_text_with_a_byte_that_the_vocabulary_lacks_stays_with_the_library() -> None:
     """The library leaves such a byte out."""
     model = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt.tokenizer.long_texts import LONG
+from gpt.tokenizer.long_texts import LONG, PART
 from gpt.tokenizer.pairs import WORDS, WORDS_AND_DIGITS, BytePairs
 
 pytest.importorskip("tiktoken", reason="the extra 'data' is not installed")
@@ -23,3 +23,12 @@ def test_lists_and_arrays_are_equal_also_of_long_texts_with_half_of_a_surrogate_
         ids = pairs.encode(text)
         assert pairs.encode_array(text).tolist() == ids
         assert pairs.model.decode(ids) == text.replace("\ud800", "\ufffd")
+
+
+@pytest.mark.parametrize("words", [WORDS, WORDS_AND_DIGITS])
+@pytest.mark.parametrize("after", ["5", "\u0663", "a", "!"])
+def test_a_long_run_of_blanks_is_cut_where_its_piece_ends(words: str, after: str) -> None:
+    """With digits split off, the last blank before a digit belongs to the run."""
+    pairs = BytePairs("x", RANKS, words=words)
+    text = "ab" + " " * PART + after + "ab " * PART
+    assert pairs.encode(text) == pairs.model.encode_ordinary(text)
