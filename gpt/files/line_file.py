@@ -15,11 +15,12 @@ class LineFile:
     """A file of lines, created and opened by the first `add`.
 
     It is unbuffered, with one write per line: a crash of the process loses no line, and a reader sees whole lines
-    unless the disk is full.
+    unless the disk is full. `is_text` False: records of bytes, which no newline may separate.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_text: bool = True) -> None:
         self.path = path
+        self._is_text = is_text
         self.error: OSError | None = None  # the last failure, while lines wait
         self._file: BinaryIO | None = None
         self.was_replaced = False  # since the first `add`, by an editor or a program that rotates logs
@@ -65,7 +66,7 @@ class LineFile:
         found = os.fstat(self._file.fileno())
         if self._inode is None:
             # a process was killed before it could write the rest of a line
-            if found.st_size and os.pread(self._file.fileno(), 1, found.st_size - 1) != b"\n":
+            if self._is_text and found.st_size and os.pread(self._file.fileno(), 1, found.st_size - 1) != b"\n":
                 self._waiting = b"\n" + self._waiting
             self._inode = found.st_ino
 

@@ -30,7 +30,7 @@ class TensorBoardRun:
         self._warn = warn
         self._was_deleted = False
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-        self._file: LineFile | None = LineFile(directory / name)
+        self._file: LineFile | None = LineFile(directory / name, is_text=False)
         self._write(_record(file_version="brain.Event:2"))
         if resume_step is not None:
             self.rewind(resume_step)

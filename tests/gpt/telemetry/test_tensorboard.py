@@ -76,6 +76,19 @@ def test_after_its_folder_is_deleted_a_run_records_on_in_a_new_one(tmp_path: Pat
     assert "were deleted during the run; it continues in new ones" in told[0]
 
 
+def test_a_file_that_is_replaced_by_its_copy_stays_readable(tmp_path: Path) -> None:
+    """As after a restored backup. A newline between two records would end the reader there."""
+    told: list[str] = []
+    run = TensorBoardRun(tmp_path / "tensorboard", resume_step=None, warn=told.append)
+    run.log(1, {"loss": 1.0})
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    shutil.copyfile(path, tmp_path / "copy")
+    (tmp_path / "copy").replace(path)
+    run.log(2, {"loss": 2.0})
+    run.finish()
+    assert recorded(tmp_path, "loss") == [(1, 1.0), (2, 2.0)]
+
+
 def test_a_deleted_run_directory_is_not_made_again(tmp_path: Path) -> None:
     told: list[str] = []
     run = TensorBoardRun(tmp_path / "run" / "tensorboard", resume_step=None, warn=told.append)
