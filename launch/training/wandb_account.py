@@ -1,12 +1,27 @@
 """Whether Weights & Biases has a key, before a run that asks to record online starts. Uses no network."""
 
-import io
-from contextlib import redirect_stderr
+import subprocess
+import sys
+from contextlib import suppress
 
 from gpt.errors import ConfigError, one_line
 from launch.config.run_config import RunConfig
 from launch.processes.environment import shown_settings
 from launch.runs.history import furthest_step
+
+_LIMIT_S = 200  # the client's import takes a second, but minutes from a slow file server
+_MARK = "fault of the key: "  # the client may print before it
+# If it is not silent, `login` asks the service for the user's name. If its settings say offline, it looks for no key.
+_FAULT = f"""
+import os
+os.environ.update(WANDB_SILENT="true", WANDB_MODE="online")
+import wandb
+try:
+    fault = "" if wandb.login(prompt=False, verify=False) else "Weights & Biases has no API key here"
+except wandb.errors.AuthenticationError as error:
+    fault = str(error)
+print({_MARK!r} + fault)
+"""
 
 
 def check_wandb_account(config: RunConfig) -> None:
@@ -17,8 +32,7 @@ def check_wandb_account(config: RunConfig) -> None:
     """
     if config.metrics.wandb != "online" or shown_settings().get("WANDB_MODE", "online") != "online":
         return
-    fault = key_fault()
-    if fault and furthest_step(config.run.directory) == 0:
+    if furthest_step(config.run.directory) == 0 and (fault := key_fault()):
         raise ConfigError(
             f"metrics.wandb = 'online' is invalid: {fault}. Run `wandb login`, set WANDB_API_KEY, or use "
             f"--metrics.wandb offline and upload later with `wandb sync`"
@@ -26,14 +40,20 @@ def check_wandb_account(config: RunConfig) -> None:
 
 
 def key_fault() -> str:
-    """What is wrong with the key that W&B's client finds (in variables, settings or netrc); "" if nothing."""
-    import wandb  # takes a second
+    """What is wrong with the key that W&B's client finds (in variables, settings or netrc); "" if nothing.
 
-    try:
-        with redirect_stderr(io.StringIO()):  # the client says there where it found the key
-            found = wandb.login(prompt=False, verify=False)
-    except wandb.errors.AuthenticationError as error:
-        return one_line(str(error)).rstrip(".")
-    except Exception:  # it can raise any error; the run's client will report it, and record offline
-        return ""
-    return "" if found else "Weights & Biases has no API key here"
+    The client runs in a separate process: in this one, its import would make its temporary folders elsewhere than
+    `WandbRun` does.
+    """
+    with suppress(OSError, subprocess.SubprocessError):  # the run's client will report it, and record offline
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _FAULT],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_LIMIT_S,
+            check=True,
+        )
+        return one_line(done.stdout.partition(_MARK)[2].strip()).rstrip(".")
+    return ""

@@ -1,5 +1,7 @@
 """A run that asks to record online is refused without a usable key before anything starts. The client is real."""
 
+import os
+import socket
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ import sys
 from launch.config.run_config import read_run_config
 from launch.training.wandb_account import check_wandb_account
 check_wandb_account(read_run_config("gpt3_125m", ["--metrics.wandb", sys.argv[1], "--run.directory", sys.argv[2]]))
-print("accepted")
+print("accepted", "wandb" in sys.modules)
 """
 KEY = "0123456789" * 4
 UNREACHABLE = "http://127.0.0.1:9"
@@ -49,16 +51,39 @@ def test_a_key_of_the_wrong_form_is_told_without_the_key(tmp_path):
     [("online", {"WANDB_API_KEY": KEY}), ("offline", {}), ("disabled", {}), ("online", {"WANDB_MODE": "offline"})],
 )
 def test_a_key_in_a_variable_and_runs_that_need_none_are_accepted_without_a_network(tmp_path, mode, settings):
-    assert checked(tmp_path, mode, **settings) == "accepted"
+    assert checked(tmp_path, mode, **settings) == "accepted False"
 
 
 def test_a_key_in_netrc_is_accepted(tmp_path):
     (tmp_path / "netrc").write_text(f"machine 127.0.0.1:9\n  login user\n  password {KEY}\n")
     (tmp_path / "netrc").chmod(0o600)
-    assert checked(tmp_path) == "accepted"
+    assert checked(tmp_path) == "accepted False"
 
 
 def test_a_run_that_continues_is_not_refused(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 3, "loss": 5.0}\n')
-    assert checked(tmp_path) == "accepted"
+    assert checked(tmp_path) == "accepted False"
+
+
+def test_the_service_is_not_asked_who_has_the_key(tmp_path):
+    """A firewall that drops packets would delay each start, and another process would live as long as the run."""
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        service.setblocking(False)
+        address = f"http://127.0.0.1:{service.getsockname()[1]}"
+        assert checked(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=address) == "accepted False"
+        with pytest.raises(BlockingIOError):
+            service.accept()
+
+
+def test_a_client_that_was_set_offline_is_not_said_to_lack_its_key(tmp_path):
+    """`wandb offline` writes the mode to its settings."""
+    (tmp_path / "settings").write_text("[default]\nmode = offline\n")
+    assert checked(tmp_path, WANDB_API_KEY=KEY, WANDB_CONFIG_DIR=str(tmp_path)) == "accepted False"
+
+
+def test_no_temporary_folder_of_the_client_is_left(tmp_path):
+    system = tmp_path / "tmp"
+    system.mkdir()
+    assert checked(tmp_path, WANDB_API_KEY=KEY, TMPDIR=str(system)) == "accepted False"
+    assert not [name for name in os.listdir(system) if "wandb" in name]
