@@ -37,7 +37,7 @@ def test_a_process_serves_two_labellers_and_says_what_they_did(tmp_path):
     try:
         shown = [process.stdout.readline() for _ in range(4)]
         port, token = re.search(r"ana: http://127\.0\.0\.1:(\d+)/([\w-]+)/", shown[2]).groups()
-        assert shown[0] == 'note: 1 lines left out: no "text"\n'
+        assert shown[0] == 'note: 1 line left out: no "text"\n'
         assert "ben: http://" in shown[3]
         connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
 
