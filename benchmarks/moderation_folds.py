@@ -11,6 +11,7 @@ auto, the penalty of each category is chosen by leave-one-out on the other folds
 import argparse
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,20 +52,22 @@ def main() -> None:
         fitted = fit_heads(*train, names, l2=l2, standardise=True)
         ours[fold == i] = fitted.logits(features[fold == i])
     seconds = time.process_time() - began
-    peers = {
-        "defaults": by_words(texts, labels, fold, TfidfVectorizer(), LogisticRegression(max_iter=1000)),
-        "tuned": by_words(
-            texts,
-            labels,
-            fold,
-            TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
-            LogisticRegression(max_iter=1000, C=10, class_weight="balanced"),
-        ),
-    }
     print(
         f"{features.shape[1]} features, l2 {args.l2}: {FOLDS} fits of {len(names)} heads in {seconds:.1f} s of "
         "processor time"
     )
+    rows = compare(names, labels, ours, word_scores(texts, labels, fold))
+    if args.json is not None:
+        args.json.write_text(
+            json.dumps({"layers": args.layers, "pools": args.pools, "l2": args.l2, "categories": rows}, indent=1)
+        )
+
+
+def compare(
+    names: Sequence[str], labels: np.ndarray, ours: np.ndarray, peers: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, object]]:
+    """Print and return the AUPRC of each category (column) by us and the better peer, and the difference with its
+    95% interval."""
     print("category  ours   TF-IDF  difference (95%)")
     rows = {}
     for column, name in enumerate(names):
@@ -77,10 +80,21 @@ def main() -> None:
         print(
             f"{name:8}  {mine:.3f}  {found[best]:.3f}   {gap.estimate:+.3f} ({gap.low:+.3f} to {gap.high:+.3f}) {best}"
         )
-    if args.json is not None:
-        args.json.write_text(
-            json.dumps({"layers": args.layers, "pools": args.pools, "l2": args.l2, "categories": rows}, indent=1)
-        )
+    return rows
+
+
+def word_scores(texts: list[str], labels: np.ndarray, fold: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores (n, c) of both peers, each text's by a model of the other folds."""
+    return {
+        "defaults": by_words(texts, labels, fold, TfidfVectorizer(), LogisticRegression(max_iter=1000)),
+        "tuned": by_words(
+            texts,
+            labels,
+            fold,
+            TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
+            LogisticRegression(max_iter=1000, C=10, class_weight="balanced"),
+        ),
+    }
 
 
 def by_words(
