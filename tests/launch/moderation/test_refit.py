@@ -34,7 +34,7 @@ def test_fitted_heads_are_published_and_score_texts(classifier_runs, tiny_corpus
     assert np.abs(after.scores(held) - expected).max() < 1e-5
     assert np.abs(before.scores(held) - expected).max() > 0.05
     assert after.version != before.version
-    assert after.checkpoint.state["fitted_heads"]["l2"] == dict.fromkeys(opened.categories, 3.0)
+    assert after.run.checkpoint.state["fitted_heads"]["l2"] == dict.fromkeys(opened.categories, 3.0)
     events = [json.loads(line) for line in (made.run / "events.jsonl").read_text().splitlines()]
     assert [event["texts"] for event in events if event["kind"] == "heads_fitted"] == [len(texts)]
     features = opened.features([one.text for one in texts])
@@ -42,6 +42,6 @@ def test_fitted_heads_are_published_and_score_texts(classifier_runs, tiny_corpus
     assert main([*command[:-1], "auto", "--device", "cpu"]) == 0
     shown = ", ".join(f"{one} {penalty:g}" for one, penalty in chosen.items())
     assert f"chosen l2: {shown}\n" in capsys.readouterr().out
-    assert load_classifier(made.run, device="cpu").checkpoint.state["fitted_heads"]["l2"] == chosen
+    assert load_classifier(made.run, device="cpu").run.checkpoint.state["fitted_heads"]["l2"] == chosen
     with pytest.raises(ConfigError, match="l2 = 0 is invalid"):  # before any feature is computed
         fit_to_texts(before, texts, l2=0.0)
