@@ -9,6 +9,7 @@ import io
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 from gpt.errors import ConfigError
 from launch.processes.environment import JOB_SECRET, job_secret
 from launch.processes.error_reports import forget_stop, last_word
+from launch.processes.rank_group import reserved_port
 from parallel.errors import ForgedMessage
 
 _SECRET = re.compile("[0-9A-Za-z+/_=-]{32,}")  # at least 128 bits in hexadecimal digits; or more, in base64
@@ -170,8 +172,28 @@ def _rendezvous(parameters: Any) -> Any:
         inner, store = c10d_rendezvous_backend.create_backend(parameters)
     backend: Any = SealedBackend(inner, Seal.of(secret, f"rendezvous {parameters.run_id}"))
     handler: Any = dynamic_rendezvous.create_handler(store, backend, parameters)
-    handler.next_rendezvous = _Rounds(handler.next_rendezvous)
+    join = handler.next_rendezvous
+    if parameters.max_nodes == 1:
+        join = _OnHeldPort(join)
+    handler.next_rendezvous = _Rounds(join)
     return handler
+
+
+class _OnHeldPort:
+    """Let rank 0 listen on a port that is held for it, since another program could take one that torch only chose."""
+
+    def __init__(self, join: Callable[[], Any]) -> None:
+        self._join, self._held = join, ExitStack()
+        self._port = self._held.enter_context(reserved_port())
+
+    def __call__(self) -> Any:
+        """Join the next round."""
+        from torch.distributed.elastic.rendezvous.api import RendezvousInfo, RendezvousStoreInfo
+
+        joined = self._join()
+        return RendezvousInfo(
+            joined.store, joined.rank, joined.world_size, RendezvousStoreInfo("127.0.0.1", self._port)
+        )
 
 
 class _Rounds:

@@ -35,6 +35,33 @@ dist.destroy_process_group()
 """
 
 
+ASKS = """
+import os, socket, sys
+from pathlib import Path
+
+def binds(reuse):
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+        try:
+            one.bind((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+        except OSError:
+            return False
+        return True
+
+Path(sys.argv[1], "binds").write_text(f"{binds(0)} {binds(1)}")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the port is only free at the start")
+def test_the_port_of_rank_0_is_held_until_it_listens(tmp_path):
+    """Ranks start for seconds, and meanwhile other programs open connections. Seen once in CI."""
+    (tmp_path / "asks.py").write_text(ASKS)
+    command = [sys.executable, "-m", "launch.torchrun", "--nproc-per-node", "1", "asks.py", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=100)
+    assert (tmp_path / "binds").read_text() == "False True"
+
+
 @pytest.mark.timeout(200)
 def test_one_node_restarts_in_place_and_listens_on_loopback_only(tmp_path, listening, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
