@@ -199,7 +199,7 @@ class WandbRun:
 def _import_client(folder: Path) -> Any:
     """Import wandb, which takes a second; only rank 0 needs it.
 
-    The import makes temporary folders, which would stay in the system's folder for ever if this process is killed. They
+    The import makes temporary folders, which would stay in the system's folder if this process is killed. They
     are made in a temporary folder of ours in `folder`, which the next start of the run removes.
     """
     if "wandb" not in sys.modules:

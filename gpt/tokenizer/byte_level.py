@@ -51,7 +51,7 @@ class ByteLevelPairs:
         self._present = bytes(set(range(256)) - set(missing))
 
     def takes(self, text: str) -> bool:
-        """Return whether the tokens are certain: the vocabulary has each byte, and each character a class for ever.
+        """Return whether the tokens are certain: the vocabulary has each byte, and no character's class has changed.
 
         Each library has tables of another version of Unicode, so they may split newer characters differently.
         """

@@ -127,7 +127,7 @@ def compare(classifier: OpenedClassifier, folder: Path, *, has_code: bool) -> tu
 def check_near(
     found: NDArray[np.float64], raw: NDArray[np.float64], classifier: OpenedClassifier, *, where: str
 ) -> None:
-    """RuntimeError unless scores (n, c) are those of our raw ones, calibrated, but for TOLERANCE before and after."""
+    """RuntimeError unless scores (n, c) equal our calibrated ones. Raw and calibrated may each differ by TOLERANCE."""
     low, high = (
         classifier.decisions.applied(np.clip(raw + change, 0, 1), classifier.categories)
         for change in (-TOLERANCE, TOLERANCE)
