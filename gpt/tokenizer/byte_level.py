@@ -74,6 +74,8 @@ def byte_level_pairs(model: Any) -> ByteLevelPairs | None:
     words, vocabulary = _words(file), file["model"].get("vocab")
     if words is None or any(file["model"].get(key) for key in _PLAIN):
         return None
+    if len(model.get_vocab(with_added_tokens=False)) != len(vocabulary):
+        return None  # tokens that share an id: a merge of one also applies to the other, and `to_str` names only one
     byte_of = printable_bytes()
     ranks = {character: rank for rank, character in enumerate(byte_of)}  # bytes first, then the merges in order
     for merge in file["model"]["merges"]:
@@ -92,8 +94,6 @@ def byte_level_pairs(model: Any) -> ByteLevelPairs | None:
     except ConfigError:
         return None
     ids = np.array([vocabulary.get(token, -1) for token in ranks], dtype=np.int32)
-    if len(np.unique(ids[ids >= 0])) < np.count_nonzero(ids >= 0):
-        return None  # `tokenizers` joins ids, so a merge also applies to another token with the same id
     return ByteLevelPairs(pairs, ids, bytes(byte for character, byte in byte_of.items() if character not in vocabulary))
 
 

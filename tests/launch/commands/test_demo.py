@@ -38,7 +38,7 @@ def test_a_signal_to_the_demo_ends_its_training_which_saves(number, tiny_corpus,
         job.wait_for_step(1)
         job.process.send_signal(number)
         assert job.end() == 128 + number, job.errors()
-    assert not (job.run / ".owner.json").exists(), "no training runs any more"
+    assert not (job.run / ".owner.json").exists(), f"no training runs any more:\n{job.shown()}\n{job.errors()}"
     assert list_checkpoints(job.run / "checkpoints")
 
 
