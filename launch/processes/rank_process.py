@@ -22,6 +22,7 @@ MIN_OPEN_FILES = 64
 MAX_OPEN_FILES = 2**20  # some programs loop over all possible descriptors
 EXPECT_S, EXPECT_AT_START_S = 1.0, 2.0  # before the first step, each stop signal ends one rank before the others
 TOGETHER_S = 0.02  # signals within this time count as simultaneous
+FIRST_STEP_S = 0.5  # the ranks end the first step within this time of each other
 LEAVING_S = 2.0  # how long a stopped rank may take to release what it holds, such as the lock of the run directory
 
 
@@ -163,7 +164,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.held = ExitStack()  # the context managers to leave before this process may end
-        self._requested = self._has_progress = self._is_ending = False
+        self._requested = self._is_ending = False
+        self._progress = threading.Event()
         self._interrupts = 0  # SIGINTs so far
         self._turn = threading.Lock()
 
@@ -179,16 +181,16 @@ class StopSignals:
         self._interrupts, self._requested = self._interrupts + 1, True
 
     def step_done(self) -> None:
-        if not self._has_progress:
+        if not self._progress.is_set():
             with self._turn:  # a thread that ends this process never returns it
-                self._has_progress = True
+                self._progress.set()
 
     def expect(self) -> None:
         """Wait briefly for a signal after a peer was lost.
 
         If a signal ended that peer, the launcher passes it on; only without one is the loss a fault.
         """
-        time.sleep(EXPECT_S if self._has_progress else EXPECT_AT_START_S)
+        time.sleep(EXPECT_S if self._progress.is_set() else EXPECT_AT_START_S)
         if self.interrupted:
             self._leave(INTERRUPTED, "")  # the launcher has ended that peer
 
@@ -210,6 +212,7 @@ class StopSignals:
             time.sleep(TOGETHER_S)
             if not (numbers := os.read(received, 64)):
                 return
+            self._progress.wait(FIRST_STEP_S)  # a rank that ends here must not leave peers that have done the step
             for number in sorted(numbers, key=lambda number: number != signal.SIGINT):
                 with self._turn:
                     self._follow_one(number)
@@ -221,7 +224,7 @@ class StopSignals:
         if self._is_ending:
             return
         self._requested = True
-        if self._has_progress:
+        if self._progress.is_set():
             if number == signal.SIGINT and LauncherEnvironment.from_environment().local_rank in (None, "0"):
                 _say("\ntriaxial: finishing this step, then saving; Ctrl-C again ends at once, without a save")
             return

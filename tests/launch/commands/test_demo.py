@@ -35,7 +35,7 @@ def test_a_signal_to_the_demo_ends_its_training_which_saves(number, tiny_corpus,
     command = [sys.executable, "-c", program]
     endless = ["--train.total_tokens", 10**9, "--nproc", 2]
     with launched.Launched(tiny_corpus.recipe, tmp_path / "run", *endless, command=command) as job:
-        job.wait_for_step(1)
+        job.wait_for_step(2)  # both ranks have done the first one
         job.process.send_signal(number)
         assert job.end() == 128 + number, job.errors()
     assert not (job.run / ".owner.json").exists(), f"no training runs any more:\n{job.shown()}\n{job.errors()}"

@@ -71,6 +71,24 @@ sys.exit(main())
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_signal_at_the_end_of_the_first_step_lets_the_rank_go_on_to_save():
+    """Its peers may have done the step already: if it left now, they would lose it in the next step."""
+    program = """
+import os, signal, time
+from launch.processes.rank_process import stop_signals
+with stop_signals() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    stop.step_done()
+    while not stop():
+        time.sleep(0.01)
+print("saves now")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "saves now\n"), done.stderr
+
+
 @pytest.mark.parametrize(("status", "exits"), [(2, True), (75, True), (1, False)])
 def test_a_restarted_rank_exits_at_once_if_the_previous_start_ended_for_good(tmp_path, status, exits):
     """torchrun restarts after every failure, also after a mistake or a save that a signal asked for."""
