@@ -229,7 +229,8 @@ def _check_splits(totals: dict[str, dict[str, int]], config: PrepareConfig) -> N
         if not split["documents"]:
             raise ConfigError(
                 f"output.validation_fraction = {config.output.validation_fraction} is invalid: of {n_documents:,} "
-                f"documents it leaves none for {name}. Use another value or output.seed, or give more documents"
+                f"documents it leaves none for {name}. Use another value or output.seed, give more documents, "
+                "or name a field whose values differ with input.id_field: documents of one id go to one split"
             )
 
 

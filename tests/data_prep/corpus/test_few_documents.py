@@ -41,6 +41,11 @@ def test_few_documents_reach_both_splits(tmp_path, n_documents, share):
         assert split == SplitConfig(share, 1), "a share that serves stays"
 
 
+def test_documents_that_share_an_id_are_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="all 5 documents have the id '7', and documents of one id go to one split"):
+        split_of(tmp_path, ["7"] * 5, SplitConfig(0.5, 1))
+
+
 def test_one_document_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="there is one document, and training and validation need one each"):
         split_of(tmp_path, ["a", "a#piece-1"], SplitConfig(0.5, 1))
