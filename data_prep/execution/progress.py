@@ -1,5 +1,6 @@
 """Show the progress of each stage: a live bar on a terminal, elsewhere a line every few seconds."""
 
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,13 @@ class ProgressBars:
     def __init__(self, console: Console, *, every_s: float = 30.0) -> None:
         self.console = console
         self.every_s = every_s
+
+    def say(self, line: str) -> None:
+        """Print a line. On a terminal it breaks between words, and paths stay whole, which rich would break too."""
+        if self.console.is_terminal:
+            width = max(1, self.console.width - 1)
+            line = "\n".join(textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False))
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(

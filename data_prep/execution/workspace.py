@@ -188,7 +188,7 @@ class Workspace:
 
     def say(self, line: str) -> None:
         """As `Work.say`."""
-        self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._progress.say(line)
 
     def _start_again(self, damaged: Sequence[Path], line: str) -> None:
         self.say(line)

@@ -97,7 +97,10 @@ def _examples(dropped: Sequence[DropExample]) -> str:
             detail = f" ({example.drop.detail})" if example.drop.detail else ""
             text = (example.text or "its text is not kept") + detail
             rows.append(f"<tr><td class=word>{'' if i else escape(reason)}</td><td class=text>{escape(text)}</td></tr>")
-    note = "The beginnings of some dropped documents. `triaxial prepare RECIPE --dropped` prints them with their ids."
+    note = (
+        "The beginnings of some dropped documents, and in parentheses what the rule measured. "
+        "`triaxial prepare RECIPE --dropped` prints them with their ids."
+    )
     head = "<tr><th class=word>step: reason</th><th class=word>text</th></tr>"
     table = f"<div class=scroll><table>{head}{''.join(rows)}</table></div>"
     return f"<h2>Examples of what was dropped</h2><p class=note>{escape(note)}</p>{table}"

@@ -193,6 +193,12 @@ class TimeLeft:
         return max(0.0, self.total - done) * self._elapsed_s / self._done
 
 
+def for_terminal(line: str) -> str:
+    """Break a line between words if standard output is a terminal; elsewhere it stays one line."""
+    width = shutil.get_terminal_size().columns - 1
+    return "\n".join(wrapped(line, width=width)) if sys.stdout.isatty() else line
+
+
 def terminal_abilities() -> tuple[bool, bool]:
     """Return whether standard output is a terminal that can redraw a line, and whether it has colours.
 

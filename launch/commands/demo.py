@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gpt.telemetry.console import for_terminal
 from gpt.token_files.corpus import open_tokens
 from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.config.run_config import RunConfig, read_run_config
@@ -66,9 +67,10 @@ def run(args: argparse.Namespace) -> int:
         seconds[name] = round(time.perf_counter() - started_at, 2)
     summary = write_summary(directory, seconds)
     print("\n" + "\n".join(f"{key:30} {show(value)}" for key, value in summary.items()))
-    print("\n" + "\n".join(conclusion(summary)))
-    print(f"\nreport: {page}, to open in a browser; summary: {directory / 'summary.json'}")
-    print(f"try: triaxial generate {directory} --prompt '...'; triaxial report {directory}")
+    print("\n" + "\n".join(map(for_terminal, conclusion(summary))))
+    print()
+    print(for_terminal(f"report: {page}, to open in a browser; summary: {directory / 'summary.json'}"))
+    print(for_terminal(f"try: triaxial generate {directory} --prompt '...'; triaxial report {directory}"))
     return 0
 
 

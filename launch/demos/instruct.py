@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from gpt.files.atomic import replace_file
+from gpt.telemetry.console import for_terminal
 from gpt.token_files.corpus import describe_corpus, open_tokens
 from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.config.run_config import RunConfig, read_run_config
@@ -77,9 +78,10 @@ def conclude(models: dict[str, Path], runs: dict[str, Path], seconds: dict[str, 
         "seconds_by_step": seconds,
     }
     replace_file(runs["ppo"] / "summary.json", json.dumps(summary, indent=2) + "\n")
-    print("\n" + "\n".join(_conclusion(found)))
-    print(f"\nanswers side by side: {html}; report: {runs['ppo'] / 'report.html'}")
-    print(f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}")
+    print("\n" + "\n".join(map(for_terminal, _conclusion(found))))
+    print()
+    print(for_terminal(f"answers side by side: {html}; report: {runs['ppo'] / 'report.html'}"))
+    print(for_terminal(f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}"))
 
 
 def _conclusion(models: list[Answered]) -> list[str]:

@@ -132,9 +132,10 @@ def describe_pipeline(config: RunConfig, layout: Layout) -> list[str]:
     """Name the schedule and the blocks of each stage, if there are several stages."""
     if layout.pipeline == 1:
         return []
-    blocks = ", ".join(map(str, layout.split))
+    blocks, per_rank = ", ".join(map(str, layout.split)), layout.stages // layout.pipeline
+    stages = "1 stage" if per_rank == 1 else f"{per_rank} stages"
     return [
-        f"pipeline: schedule {config.parallel.schedule}, {layout.stages // layout.pipeline} stages a rank; blocks of "
+        f"pipeline: schedule {config.parallel.schedule}, {stages} a rank; blocks of "
         f"stages 0 to {layout.stages - 1}: {blocks} (embedding with the first, head with the last)"
     ]
 

@@ -235,3 +235,12 @@ def test_damage_in_a_file_of_another_corpus_names_that_corpus(tmp_path, function
         task = Task(config, (sources[0],), (workspace.folder / "a.out",), reads)
         with pytest.raises(ConfigError, match=r"b\.in is not as the run of its corpus wrote it\. Prepare that corpus"):
             workspace.run(Stage("copy", functions.copy), [task])
+
+
+@pytest.mark.parametrize(("terminal", "lines"), [(True, ["warning: see", "/a/long/path/of/a/report"]), (False, None)])
+def test_a_message_breaks_between_words_on_a_terminal_only(terminal, lines, tmp_path):
+    text, message = io.StringIO(), "warning: see /a/long/path/of/a/report"
+    progress = ProgressBars(Console(file=text, width=21, force_terminal=terminal))
+    with Workspace(tmp_path / "w", n_workers=1, progress=progress) as workspace:
+        workspace.say(message)
+    assert [line.rstrip() for line in text.getvalue().splitlines()] == (lines or [message])

@@ -185,3 +185,11 @@ def test_time_left_follows_the_recent_speed() -> None:
     assert left.update(1000, now=400.0) == 0.0
     assert left.update(1010, now=401.0) == 0.0
     assert TimeLeft(None).update(5, now=1.0) is None
+
+
+def test_a_line_breaks_between_words_on_a_terminal_only(python: Any, on_terminal: Any) -> None:
+    program = (
+        "from gpt.telemetry.console import for_terminal; print(for_terminal('It finds which of 4 texts continues'))"
+    )
+    assert python(program) == "It finds which of 4 texts continues\n"
+    assert screen(on_terminal(program, columns=21)) == ["It finds which of 4", "texts continues", ""]
