@@ -16,6 +16,14 @@ _LONG_S = 60.0  # name a task that takes longer: it may hang
 _LIVE_S = 0.5
 
 
+def say(console: Console, line: str) -> None:
+    """Print a line. On a terminal it breaks between words, and paths stay whole, which rich would break too."""
+    if console.is_terminal:
+        width = max(1, console.width - 1)
+        line = "\n".join(textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False))
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 class ProgressBars:
     """One bar a stage on the given console; without a terminal a line every `every_s` seconds."""
 
@@ -24,11 +32,8 @@ class ProgressBars:
         self.every_s = every_s
 
     def say(self, line: str) -> None:
-        """Print a line. On a terminal it breaks between words, and paths stay whole, which rich would break too."""
-        if self.console.is_terminal:
-            width = max(1, self.console.width - 1)
-            line = "\n".join(textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False))
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        """Print a line above the bars."""
+        say(self.console, line)
 
     @contextmanager
     def stage(

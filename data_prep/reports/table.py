@@ -18,6 +18,7 @@ from data_prep.documents.losses import FileLoss, losses_in, reading_facts, sum_o
 from data_prep.documents.quarantine import first_failed
 from data_prep.documents.shards import Document, parent_id
 from data_prep.execution.files import disk_errors
+from data_prep.execution.progress import say
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.pipeline import PreparedCorpus
 from data_prep.readers.readers import NOT_UTF8
@@ -51,35 +52,29 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
         show_decontamination(found, console)
     for kind in dict.fromkeys(kind for facts in prepared.facts.get("pii", []) for kind in facts["masked"]):
         n = sum(facts["masked"][kind] for facts in prepared.facts["pii"])
-        console.print(f"pii: {n:,} of kind {kind} masked", highlight=False)
+        say(console, f"pii: {n:,} of kind {kind} masked")
     for line in length_lines(prepared.facts.get("render", [])):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
     description = prepared.description
     if "labels" in description:
         console.print(labels_table(description))
     for name, split in description["splits"].items():
         first = prepared.folder / split["shards"][0]["name"]
         more = f" and {len(split['shards']) - 1} more" if len(split["shards"]) > 1 else ""
-        console.print(
+        say(
+            console,
             f"{name}: {split['tokens']:,} tokens, {split['documents']:,} documents -> {first}.bin, {first}.idx{more}",
-            highlight=False,
-            soft_wrap=True,
         )
     about = description["tokenizer"]
-    console.print(
-        f"tokenizer: {about['vocab_size']:,} tokens -> {prepared.folder / about['file']}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(
+    say(console, f"tokenizer: {about['vocab_size']:,} tokens -> {prepared.folder / about['file']}")
+    say(
+        console,
         f"entropy of the validation tokens' frequencies: {description['unigram_entropy_nats']:.4f} nats "
         "(the loss of the best model without context)",
-        highlight=False,
-        soft_wrap=True,
     )
     if "chat" in description:
-        console.print(f"what the model sees: {chats}", highlight=False, soft_wrap=True)
-    console.print(f"report with plots: {page}", highlight=False, soft_wrap=True)
+        say(console, f"what the model sees: {chats}")
+    say(console, f"report with plots: {page}")
 
 
 def show_lost(run: PreparedCorpus | ShardRun, console: Console) -> None:

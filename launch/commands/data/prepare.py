@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare the corpus, then print the table of documents and the paths of the files."""
     import_packages()  # check now, not when the first stage needs the package
-    from data_prep.execution.progress import ProgressBars
+    from data_prep.execution.progress import ProgressBars, say
     from data_prep.pipeline import prepare
     from data_prep.plan import plan
     from data_prep.reports.dropped import dropped_documents
@@ -101,9 +101,9 @@ def run(args: argparse.Namespace) -> int:
         if share is None or share.number == 1:
             show(prepared, config.output.work_folder, console)
             if config.output.url is not None:
-                console.print(f"copied to {config.output.url}", highlight=False, soft_wrap=True)
+                say(console, f"copied to {config.output.url}")
         else:
-            console.print(f"share {share} is done; share 1/{share.count} writes the corpus and the report")
+            say(console, f"share {share} is done; share 1/{share.count} writes the corpus and the report")
     return 0
 
 
