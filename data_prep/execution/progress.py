@@ -47,9 +47,11 @@ class ProgressBars:
     ) -> Iterator["StageProgress"]:
         """Follow a stage of `n_tasks`, of which `n_done` were done before; the inputs of the others have `n_bytes`."""
         live = self.console.is_terminal
+        width = max(8, min(30, self.console.width - 58))  # a narrow terminal has room for words
+        room = self.console.width - 18 - width - len(f"{n_tasks}/{n_tasks} 0:00:00") - 5
         columns = (
             TextColumn("{task.description:<18}"),
-            BarColumn(bar_width=max(8, min(30, self.console.width - 58))),  # a narrow terminal has room for words
+            BarColumn(bar_width=width),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[said]}"),
@@ -61,7 +63,7 @@ class ProgressBars:
 
             def say() -> None:
                 if live:
-                    bars.update(bar, completed=follow.n_done, said=", ".join(follow.words(time_first=True)))
+                    bars.update(bar, completed=follow.n_done, said=_fitting(follow.words(time_first=True), room))
                 else:
                     self.console.print(follow.line(), highlight=False, markup=False)
 
@@ -80,6 +82,12 @@ class ProgressBars:
                     say()
         if not live:
             self.console.print(follow.summary(), highlight=False, markup=False)
+
+
+def _fitting(words: Sequence[str], room: int) -> str:
+    """Join the first words that fit into so many columns: rich would shorten the bar and the numbers instead."""
+    joined = [", ".join(words[:n]) for n in range(len(words) + 1)]
+    return [text for text in joined if len(text) <= room or not text][-1]
 
 
 class StageProgress:

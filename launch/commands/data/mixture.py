@@ -17,6 +17,7 @@ from launch.processes.terminal import table_console, work_progress
 from launch.reports.written import add_json_option, json_destination
 
 MAX_ERROR = 1e-3  # relative error of a corpus's tokens; above it, a line explains the error
+WIDE = 110  # columns of a terminal that shows token counts with all digits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,23 +74,24 @@ def plan_of_run(config: RunConfig) -> MixturePlan:
 
 def show(plan: MixturePlan, note: str, console: Console) -> None:
     """Print the plan as a table, then explain large errors, then the recipe's note."""
+    narrow = console.is_terminal and console.width < WIDE
     stated = any(row.stated_epochs is not None for row in plan.corpora)
     title = f"{plan.samples:,} sequences of {plan.seq_len:,} tokens = {plan.realised_tokens:,} tokens"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
-    table.add_column("corpus", footer="together")
+    table.add_column("corpus", footer="together", overflow="fold")
     for header, footer in {
         "tokens": human_count(sum(row.n_tokens for row in plan.corpora)),
         "weight": "100.00%",
-        "planned tokens": f"{plan.planned_tokens:,}",
-        "realised tokens": f"{plan.realised_tokens:,}",
+        "planned tokens": _count(plan.planned_tokens, short=narrow),
+        "realised tokens": _count(plan.realised_tokens, short=narrow),
         "error": f"{plan.realised_tokens / plan.planned_tokens - 1:+.4%}",
         "epochs": "",
         **({"epochs, stated": ""} if stated else {}),
     }.items():
-        table.add_column(header, footer=footer, justify="right")
+        table.add_column(header, footer=footer, justify="right", min_width=max(map(len, header.split())))
     for row in plan.corpora:
-        figures = [human_count(row.n_tokens), f"{row.share:.2%}", f"{row.planned_tokens:,.0f}"]
-        figures += [f"{row.realised_tokens:,}", f"{row.error:+.4%}", f"{row.epochs:.4g}"]
+        figures = [human_count(row.n_tokens), f"{row.share:.2%}", _count(row.planned_tokens, short=narrow)]
+        figures += [_count(row.realised_tokens, short=narrow), f"{row.error:+.4%}", f"{row.epochs:.4g}"]
         figures += ["" if row.stated_epochs is None else f"{row.stated_epochs:g}"] if stated else []
         table.add_row(row.name, *figures)
     console.print(table)
@@ -102,3 +104,7 @@ def show(plan: MixturePlan, note: str, console: Console) -> None:
             )
     if note:
         console.print(note, highlight=False)
+
+
+def _count(n: float, *, short: bool) -> str:
+    return human_count(n) if short else f"{n:,.0f}"

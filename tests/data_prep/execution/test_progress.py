@@ -72,6 +72,16 @@ def test_a_terminal_gets_a_bar():
     assert "10 documents" in text.getvalue()
 
 
+def test_a_narrow_terminal_shows_the_words_that_fit():
+    text = io.StringIO()
+    progress = ProgressBars(Console(file=text, width=60, force_terminal=True))
+    with progress.stage("extract", n_tasks=2) as stage:
+        stage.advance([Counts("read", 3_435, 3_435)], 0)
+        stage.advance([Counts("read", 3_435, 3_435)], 0)
+    last = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).strip())[-1]
+    assert re.fullmatch(r"extract +━{8} 2/2 0:00:0\d 6,870 documents", last.strip())
+
+
 def test_lengths_of_time_have_at_most_two_units():
     words = [span(seconds) for seconds in (0, 0.2, 8, 89, 91, 3599, 7500, 200_000, 400_000)]
     assert words == ["0 s", "1 s", "8 s", "89 s", "2 min", "1 h 0 min", "2 h 5 min", "2 d 8 h", "4 d 15 h"]

@@ -1,6 +1,7 @@
 """`triaxial data mixture`: the shipped example without files, and a training recipe with them."""
 
 import json
+import re
 
 import pytest
 
@@ -42,6 +43,16 @@ def test_the_shipped_example_prints_the_papers_table(tmp_path, capsys):
         "2.9",
     ]
     assert "WebText2: 22% of 300B tokens" in " ".join(shown.split())
+
+
+def test_a_narrow_terminal_cuts_off_no_number(capsys, monkeypatch):
+    for name, value in {"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)  # rich takes this for a terminal
+    assert main(["data", "mixture", "mixture_gpt3"]) == 0
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "…" not in shown
+    line = next(line for line in shown.splitlines() if "webtext2" in line)
+    assert line.split() == ["webtext2", "19.0B", "21.78%", "65.3B", "65.3B", "+0.0000%", "3.439", "2.9"]
 
 
 def test_ten_trillion_tokens_by_an_override(tmp_path, capsys):
