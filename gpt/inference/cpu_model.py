@@ -6,7 +6,7 @@ train, and its weights cannot be read back. Shapes as in gpt/model/gpt.py; i and
 output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from gpt.inference.model import InferenceModel, LocalModel
 from gpt.model.attention import Mask, attend
 from gpt.model.gpt import GPT, Attention, Block, LayerCache, SwiGLUMLP
 from gpt.model.rope import Angles, rotate
+
+# oneDNN compiles and keeps about 0.6 MB of code for each weight's shape and number of rows, so few numbers are used.
+_SLICE_ROWS, _STEP_ROWS, _TAIL_ROWS = 512, 64, 16
 
 
 class BlockedLinear(nn.Module):
@@ -89,7 +92,7 @@ class PackedBlock(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         b, t = x.shape[:2]
-        qkv = self.qkv(self.attention_norm(x)).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, h + 2k, t, e)
+        qkv = in_slices(self._qkv, x).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, h + 2k, t, e)
         turned, v = qkv[:, : -self.kv_heads], qkv[:, -self.kv_heads :]
         if angles is not None:
             turned = rotate(turned, angles.cos, angles.sin)
@@ -97,7 +100,15 @@ class PackedBlock(nn.Module):
         if cache is not None:
             k, v = cache.append(k, v)  # (b, k, s, e)
         y = attend(q, k, v, mask)
-        x = self.out(y.transpose(1, 2).reshape(b, t, -1), x)
+        return in_slices(self._after_attention, y.transpose(1, 2).reshape(b, t, -1), x)
+
+    def _qkv(self, x: Tensor) -> Tensor:
+        found: Tensor = self.qkv(self.attention_norm(x))
+        return found
+
+    def _after_attention(self, y: Tensor, x: Tensor) -> Tensor:
+        """The block's output from the attention's `y` and the block's input `x`, of any rows."""
+        x = self.out(y, x)
         wide = self.up(self.mlp_norm(x))
         if self.is_gated:
             gate, up = wide.chunk(2, dim=-1)
@@ -106,6 +117,36 @@ class PackedBlock(nn.Module):
             wide = functional.gelu(wide, approximate="tanh")
         z: Tensor = self.down(wide, x)
         return z
+
+
+def in_slices(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`work` of inputs (b, t, i), done for slices of rows: (b, t, o). Each row must not depend on the others.
+
+    The slices have few different sizes, so that a process that meets inputs of every size keeps little compiled code.
+    They also stay in the processor's caches.
+    """
+    b, t = inputs[0].shape[:2]
+    sizes = slice_sizes(b * t)
+    if len(sizes) == 1:
+        return work(*inputs)
+    found = []
+    for slices in zip(*(torch.split(one.flatten(0, 1), sizes) for one in inputs), strict=True):
+        n = len(slices[0])
+        fill = 0 if n % _TAIL_ROWS == 0 else _TAIL_ROWS - n % _TAIL_ROWS
+        found.append(work(*(functional.pad(one, (0, 0, 0, fill)) for one in slices))[:n] if fill else work(*slices))
+    return torch.cat(found).view(b, t, -1)
+
+
+def slice_sizes(rows: int) -> list[int]:
+    """The sizes of the slices of `rows` rows: as many as fit of 512, of the next multiple of 64, and the rest.
+
+    Up to 64 rows are one slice: a step of generation has as many rows as texts, and always the same number.
+    """
+    if rows <= _STEP_ROWS:
+        return [rows]
+    whole, rest = divmod(rows, _SLICE_ROWS)
+    steps = rest - rest % _STEP_ROWS
+    return [*[_SLICE_ROWS] * whole, *(size for size in (steps, rest - steps) if size)]
 
 
 def pack(model: GPT, *, rows: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gpt.evaluation.batching.scoring import Request, plan_scores, score
-from gpt.inference.cpu_model import can_pack, pack
+from gpt.inference.cpu_model import BlockedLinear, can_pack, pack, slice_sizes
 from gpt.inference.generation import generate
 from gpt.inference.kv_cache import make_cache
 from gpt.inference.sampling import Sampling
@@ -104,3 +104,31 @@ def test_scores_equal_those_of_the_model(config: ModelConfig) -> None:
 def test_packing_frees_the_original_weights() -> None:
     _, packed = plain_and_packed(CONFIGS["llama"], rows=1)
     assert {name.split(".")[0] for name, _ in packed.named_parameters()} == {"embed"}
+
+
+@torch.inference_mode()
+def test_a_weight_meets_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the lengths of the texts: oneDNN keeps compiled code for each number. Results are the model's."""
+    model, packed = plain_and_packed(CONFIGS["llama"], rows=1024)
+    found, forward = set(), BlockedLinear.forward
+
+    def counted(self: BlockedLinear, x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        found.add(x.shape[:-1].numel())
+        return forward(self, x, *rest)
+
+    packed.head = torch.nn.Identity()
+    model.head = torch.nn.Identity()
+    monkeypatch.setattr(BlockedLinear, "forward", counted)
+    for rows in (2, 3, 7, 13, 29, 41):
+        for length in range(33, 41):
+            tokens = torch.randint(101, (rows, length), generator=torch.Generator().manual_seed(rows))
+            assert relative_error(packed(tokens), model(tokens)) < 1e-5
+    assert found <= {16, 32, 48, 64, *range(64, 513, 64)}, sorted(found)
+
+
+def test_slices_hold_every_row_and_have_few_sizes() -> None:
+    assert [slice_sizes(n) for n in (1, 7, 64)] == [[1], [7], [64]]  # a step of generation is one slice
+    assert slice_sizes(1488) == [512, 512, 448, 16]
+    assert all(sum(slice_sizes(n)) == n for n in range(1, 5000))
+    sizes = {size for n in range(16, 4097, 16) for size in slice_sizes(n)}  # those of `moderate serve`
+    assert len(sizes) == 11
