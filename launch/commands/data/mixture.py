@@ -75,25 +75,37 @@ def plan_of_run(config: RunConfig) -> MixturePlan:
 def show(plan: MixturePlan, note: str, console: Console) -> None:
     """Print the plan as a table, then explain large errors, then the recipe's note."""
     narrow = console.is_terminal and console.width < WIDE
-    stated = any(row.stated_epochs is not None for row in plan.corpora)
     title = f"{plan.samples:,} sequences of {plan.seq_len:,} tokens = {plan.realised_tokens:,} tokens"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
-    table.add_column("corpus", footer="together", overflow="fold")
-    for header, footer in {
+    together = {
         "tokens": human_count(sum(row.n_tokens for row in plan.corpora)),
         "weight": "100.00%",
-        "planned tokens": _count(plan.planned_tokens, short=narrow),
+        "planned tokens": f"{plan.planned_tokens:,}",
         "realised tokens": _count(plan.realised_tokens, short=narrow),
         "error": f"{plan.realised_tokens / plan.planned_tokens - 1:+.4%}",
         "epochs": "",
-        **({"epochs, stated": ""} if stated else {}),
-    }.items():
-        table.add_column(header, footer=footer, justify="right", min_width=max(map(len, header.split())))
+        "epochs, stated": "",
+    }
+    hidden = {"planned tokens"} if narrow else set()  # the error says how far they are
+    if not any(row.stated_epochs is not None for row in plan.corpora):
+        hidden.add("epochs, stated")
+    shown = [header for header in together if header not in hidden]
+    longest = max(len(row.name) for row in plan.corpora)
+    table.add_column("corpus", footer="together", overflow="fold", min_width=min(longest, 24))
+    for header in shown:
+        width = max(map(len, header.split()))
+        table.add_column(header, footer=together[header], justify="right", min_width=width)
     for row in plan.corpora:
-        figures = [human_count(row.n_tokens), f"{row.share:.2%}", _count(row.planned_tokens, short=narrow)]
-        figures += [_count(row.realised_tokens, short=narrow), f"{row.error:+.4%}", f"{row.epochs:.4g}"]
-        figures += ["" if row.stated_epochs is None else f"{row.stated_epochs:g}"] if stated else []
-        table.add_row(row.name, *figures)
+        figures = {
+            "tokens": human_count(row.n_tokens),
+            "weight": f"{row.share:.2%}",
+            "planned tokens": f"{row.planned_tokens:,.0f}",
+            "realised tokens": _count(row.realised_tokens, short=narrow),
+            "error": f"{row.error:+.4%}",
+            "epochs": f"{row.epochs:.4g}",
+            "epochs, stated": "" if row.stated_epochs is None else f"{row.stated_epochs:g}",
+        }
+        table.add_row(row.name, *(figures[header] for header in shown))
     console.print(table)
     for row in plan.corpora:
         if abs(row.error) > MAX_ERROR:
@@ -106,5 +118,5 @@ def show(plan: MixturePlan, note: str, console: Console) -> None:
         console.print(note, highlight=False)
 
 
-def _count(n: float, *, short: bool) -> str:
-    return human_count(n) if short else f"{n:,.0f}"
+def _count(n: int, *, short: bool) -> str:
+    return human_count(n) if short else f"{n:,}"
