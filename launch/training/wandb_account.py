@@ -8,6 +8,7 @@ from gpt.errors import ConfigError, one_line
 from launch.config.run_config import RunConfig
 from launch.processes.environment import shown_settings
 from launch.runs.history import furthest_step
+from parallel.checkpoint.folders import list_checkpoints
 
 _LIMIT_S = 200  # the client's import takes a second, but minutes from a slow file server
 _MARK = "fault of the key: "  # the client may print before it
@@ -32,7 +33,9 @@ def check_wandb_account(config: RunConfig) -> None:
     """
     if config.metrics.wandb != "online" or shown_settings().get("WANDB_MODE", "online") != "online":
         return
-    if furthest_step(config.run.directory) == 0 and (fault := key_fault()):
+    directory = config.run.directory
+    is_new = furthest_step(directory) == 0 and not list_checkpoints(directory / "checkpoints")
+    if is_new and (fault := key_fault()):
         raise ConfigError(
             f"metrics.wandb = 'online' is invalid: {fault}. Run `wandb login`, set WANDB_API_KEY, or use "
             f"--metrics.wandb offline and upload later with `wandb sync`"

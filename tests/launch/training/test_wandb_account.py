@@ -66,6 +66,11 @@ def test_a_run_that_continues_is_not_refused(tmp_path):
     assert checked(tmp_path) == "accepted False"
 
 
+def test_a_run_that_saved_before_its_first_logged_step_is_not_refused(tmp_path):
+    (tmp_path / "run" / "checkpoints" / "step-000000003").mkdir(parents=True)
+    assert checked(tmp_path) == "accepted False"
+
+
 def test_the_service_is_not_asked_who_has_the_key(tmp_path):
     """A firewall that drops packets would delay each start, and another process would live as long as the run."""
     with socket.create_server(("127.0.0.1", 0)) as service:
