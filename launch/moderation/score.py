@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpt.errors import ConfigError, MachineFault, file_error
 from launch.moderation.classifier import OpenedClassifier
 from launch.moderation.score_files import ScoreFile
 from launch.moderation.score_inputs import ScoreInputs, SetAside, TextToScore, texts_to_score
@@ -52,8 +54,30 @@ def score_inputs(
     the output.
     """
     file = ScoreFile(request.output, request.identity(classifier))
-    with file.opened() if classifier.run.is_main else nullcontext():
+    with ExitStack() as stack:
+        _on_main_rank(classifier, lambda: stack.enter_context(file.opened()))
         return _score_into(file, classifier, request, advance, chunk_texts)
+
+
+def _on_main_rank(classifier: OpenedClassifier, write: Callable[[], None]) -> None:
+    """Do `write` on the main rank. Every rank must call it. ConfigError, on every rank: it failed.
+
+    The other ranks would wait in the next collective for a main rank that has ended.
+    """
+    error: ConfigError | None = None
+    try:
+        if classifier.run.is_main:
+            write()
+    except ConfigError as found:
+        error = found
+    except OSError as found:
+        where = found.filename2 or found.filename or "the output"
+        error = file_error(found, f"{where} cannot be written: {(found.strerror or '').lower()}")
+    by_rank = classifier.run.engine.all_gather_objects([] if error is None else [(str(error), error.exit_status)])
+    if error is not None:
+        raise error
+    for text, status in (one for of_rank in by_rank for one in of_rank):
+        raise (MachineFault if status == MachineFault.exit_status else ConfigError)(text)
 
 
 def _score_into(
@@ -71,12 +95,11 @@ def _score_into(
         texts = [one for one in chunk if isinstance(one, TextToScore)]
         aside = [one for one in chunk if isinstance(one, SetAside)]
         lines, in_windows = _lines(classifier, texts, with_text=request.with_text)
+        _on_main_rank(classifier, partial(file.add, lines, aside, in_windows=in_windows))
         if classifier.run.is_main:
-            file.add(lines, aside, in_windows=in_windows)
             advance(len(chunk))
     facts = _summary(classifier, request, file)
-    if classifier.run.is_main:
-        file.finish(facts, classifier.categories)
+    _on_main_rank(classifier, lambda: file.finish(facts, classifier.categories))
     return facts
 
 

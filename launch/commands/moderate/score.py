@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     stem_of(args.output)
     check_destination("--output", args.output)
+    check_destination("--json", args.json)  # on every rank, so that none waits for the main rank
     if args.output.is_dir():
         raise ConfigError(f"--output {args.output} is invalid: it is a folder. Name a file in it")
     inputs = find_score_inputs(args.inputs, text_field=args.text_field, id_field=args.id_field, group_fields=args.group)

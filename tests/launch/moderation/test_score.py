@@ -1,5 +1,7 @@
 """`triaxial moderate score`: every kind of input, bad records, resume, formats and layouts."""
 
+import errno
+import fcntl
 import gzip
 import json
 import os
@@ -8,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from free_ports import free_ports
 from launched import TRIAXIAL
 
 from gpt.errors import ConfigError
@@ -162,6 +165,46 @@ def test_a_pipeline_of_two_ranks_gives_the_same_scores(classifier_run, scored, t
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*TRIAXIAL, *map(str, (*words, *layout))], check=True, env=environment, timeout=240)
     np.testing.assert_allclose(scores_of(lines(tmp_path / "two.jsonl")), scores_of(lines(scored)), atol=1e-5)
+
+
+def test_a_refusal_of_the_main_rank_ends_every_rank(classifier_run, tmp_path):
+    """Under Slurm nobody ends the other ranks, which would wait for the main rank in their first batch."""
+    lock = open(tmp_path / ".two.lock", "w")  # noqa: SIM115 - held until the end
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    words = ["moderate", "score", classifier_run.run, classifier_run.folder / "validation.jsonl"]
+    words += ["--output", tmp_path / "two.jsonl"]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    shared["MASTER_PORT"] = str(free_ports(1)[0])
+    ranks = [
+        subprocess.Popen(
+            [*TRIAXIAL, *map(str, words)],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        found = [(rank.communicate(timeout=240)[1].splitlines(), rank.returncode) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+        lock.close()
+    for errors, status in found:
+        assert [line for line in errors if "is writing it. Wait for that one" in line] == errors[-1:], errors
+        assert status == 2
+
+
+def test_a_full_disk_is_one_line(classifier_run, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / ".out.jsonl.part"))
+
+    monkeypatch.setattr(ScoreFile, "add", full)
+    assert (
+        score(classifier_run.run, classifier_run.folder / "validation.jsonl", "--output", tmp_path / "out.jsonl") == 1
+    )
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert ".out.jsonl.part cannot be written: no space left on device" in line
 
 
 def test_inputs_of_the_wrong_kind_are_one_line(classifier_run, tmp_path, capsys):
