@@ -28,7 +28,8 @@ def choose_l2(
     """The penalty of each category whose heads predict left-out texts with the least cross-entropy.
 
     Arguments as for `fit_heads`. A category with one positive or one negative text gets the largest candidate, since no
-    text can be left out. ConfigError: as `fit_heads`, and no candidates.
+    text can be left out. A candidate for which no head fits is left out. ConfigError: as `fit_heads`, if none fits, and
+    no candidates.
     """
     if not candidates:
         raise ConfigError("candidates of l2 are empty: at least one is needed. Use 100")
@@ -38,19 +39,29 @@ def choose_l2(
     chosen = {}
     for category, column in zip(ids, labels.T, strict=True):
         known, sign, weight = known_labels(category, column, class_weights)
+        is_single = min((sign > 0).sum(), (sign < 0).sum()) == 1
         losses: dict[float, float] = {}
         start: Floats | None = None
         for l2 in sorted(candidates, reverse=True):  # the minimum moves little from one to the next
-            start = minimum(x[known], sign, weight, l2, start=start)
-            if start is None:
-                raise no_fit(category, l2)
-            if min((sign > 0).sum(), (sign < 0).sum()) == 1:
-                losses[l2] = 0.0
+            head = minimum(x[known], sign, weight, l2, start=start)
+            loss = np.inf if head is None else 0.0 if is_single else _loss_left_out(head, x[known], sign, weight, l2)
+            if head is None or not np.isfinite(loss):
+                continue
+            start, losses[l2] = head, loss
+            if is_single:
                 break
-            left_out = left_out_logits(start, x[known], sign, weight, l2)
-            losses[l2] = float(weight @ np.logaddexp(0.0, -sign * left_out))
+        if not losses:
+            raise no_fit(category, max(candidates))
         chosen[category] = min(losses, key=lambda l2: losses[l2])
     return chosen
+
+
+def _loss_left_out(w: Floats, x: Floats, sign: Floats, weight: Floats, l2: float) -> float:
+    """The cross-entropy of the texts by the heads without each; infinite if the Hessian cannot be inverted."""
+    try:
+        return float(weight @ np.logaddexp(0.0, -sign * left_out_logits(w, x, sign, weight, l2)))
+    except np.linalg.LinAlgError:
+        return float("inf")
 
 
 def left_out_logits(w: Floats, x: Floats, sign: Floats, weight: Floats, l2: float) -> Floats:

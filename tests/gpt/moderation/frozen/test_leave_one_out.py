@@ -67,3 +67,17 @@ def test_a_single_positive_text_and_bad_candidates():
         choose_l2(features, label[:, None], "A", candidates=[-1.0])
     with pytest.raises(ConfigError, match="candidates of l2 are empty"):
         choose_l2(features, label[:, None], "A", candidates=[])
+
+
+def test_a_candidate_that_fits_no_head_is_left_out():
+    """Two equal columns: the Hessian is singular, except for the rounding, where the penalty is small."""
+    features, label = drawn(0.0, seed=1)
+    features[:, 3] = features[:, 2]
+    features, column = features * 1e8, label[:, None]
+    with pytest.raises(ConfigError, match="no head fits the features"):
+        fit_heads(features, column, "A", l2=1.0)
+    with pytest.raises(ConfigError, match=r"no head fits the features.*larger l2 than 1$"):
+        choose_l2(features, column, "A", candidates=[0.001, 1.0], standardise=False)
+    found = choose_l2(features, column, "A", candidates=[1.0, 1e10, 1e14], standardise=False)
+    assert found["A"] in (1e10, 1e14)
+    assert np.isfinite(fit_heads(features, column, "A", l2=found).weight).all()
