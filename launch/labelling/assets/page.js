@@ -148,8 +148,13 @@ function build() {
     const stateText = make("span", { className: "state" });
     const mark = make("button", { className: "mark" }, make("kbd", { textContent: category.key.toUpperCase() }),
       make("span", { className: "name", textContent: category.title || category.id }), stateText);
-    const again = ({ pointerType: by }) => by === "touch" && [1, null].includes(state.marks[category.id]?.value); // a finger
-    mark.addEventListener("click", (event) => (mark.blur(), state.item && toggle(category, event.shiftKey || again(event))));
+    mark.addEventListener("pointerdown", ({ pointerType }) => (mark.pressedBy = pointerType)); // not every click tells
+    mark.addEventListener("click", ({ shiftKey }) => {
+      const isTap = ["touch", "pen"].includes(mark.pressedBy), isMarked = [1, null].includes(state.marks[category.id]?.value);
+      mark.pressedBy = "";
+      mark.blur();
+      if (state.item) toggle(category, shiftKey || (isTap && isMarked)); // fingers and pens have no Shift
+    });
     const row = make("div", { className: "row" }, mark);
     row.classList.toggle("child", shown.has(category.parent));
     const grades = make("div", { className: "grades" });
