@@ -14,8 +14,8 @@ from data_prep.execution.tasks import Stage, Task, TaskResult
 from gpt.errors import ConfigError
 
 SAME_SPLIT = (
-    "and documents of one id go to one split. Name a field whose values differ with input.id_field; documents without "
-    "that field get ids from their texts"
+    'and documents of one id go to one split. Name a field whose values differ with input.id_field, or set it to "": '
+    "then the ids come from the texts"
 )
 # With so many documents expected in the smaller split, the chance that it has none is below 1e-8.
 ENOUGH = 20

@@ -38,7 +38,7 @@ class InputConfig:
     text_field: str = "text"
     """Field of JSON lines, or column of Parquet files, with the text."""
     id_field: str = "id"
-    """Field or column with the document's id."""
+    """Field or column with the document's id. Documents without one, and all if it is "", get an id from their text."""
     text_separator: str = ""
     """Cuts text files into documents. `\\n` and `\\t` are a line's end and a tab. Empty: one document a file."""
     text_split_bytes: int | None = None

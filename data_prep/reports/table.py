@@ -61,10 +61,8 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
     for name, split in description["splits"].items():
         first = prepared.folder / split["shards"][0]["name"]
         more = f" and {len(split['shards']) - 1} more" if len(split["shards"]) > 1 else ""
-        say(
-            console,
-            f"{name}: {split['tokens']:,} tokens, {split['documents']:,} documents -> {first}.bin, {first}.idx{more}",
-        )
+        documents = f"{split['documents']:,} document{'' if split['documents'] == 1 else 's'}"
+        say(console, f"{name}: {split['tokens']:,} tokens, {documents} -> {first}.bin, {first}.idx{more}")
     about = description["tokenizer"]
     say(console, f"tokenizer: {about['vocab_size']:,} tokens -> {prepared.folder / about['file']}")
     say(

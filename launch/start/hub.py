@@ -13,7 +13,8 @@ from data_prep.readers.compressed import PACKINGS
 from data_prep.readers.remote_files import RemoteFile, find_remote, open_system, with_retries
 from gpt.errors import ConfigError, import_extra
 from gpt.files.json_text import decode_json
-from launch.start.look import Survey, choose_field, find_separator
+from launch.start.fields import choose_field, choose_id_field, with_ids
+from launch.start.look import Survey, find_separator
 
 _FILES, _ROWS, _START = 3, 300, 1 << 19  # files that are opened; rows, or bytes, that are read of each
 _BLOCK = 1 << 18  # bytes of a request
@@ -58,6 +59,7 @@ def look_remote(urls: Sequence[str]) -> Survey:
         sample=tuple(texts),
         endings={},
         text_field=field if kind != "text" else "text",
+        id_field=choose_id_field(records),
         fields=tuple(fields) if kind != "text" else (),
         separator=find_separator(["".join(texts).encode()]) if kind == "text" else "",
     )
@@ -110,7 +112,8 @@ def _parquet_rows(system: Any, path: str, file: RemoteFile, kind: str) -> tuple[
         ]
         if not names:
             raise ConfigError(f"{file.url}: no column holds text. It has: {', '.join(table.schema_arrow.names)}")
-        batch = next(table.iter_batches(batch_size=_ROWS, row_groups=[0], columns=names), None)
+        columns = with_ids(names, table.schema_arrow.names)
+        batch = next(table.iter_batches(batch_size=_ROWS, row_groups=[0], columns=columns), None)
         rows: list[object] = [] if batch is None else list(batch.to_pylist())
         n_rows = table.metadata.num_rows
     field = choose_field(text_fields(rows)) if text_fields(rows) else names[0]

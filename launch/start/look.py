@@ -19,6 +19,7 @@ from data_prep.readers.compressed import PACKINGS, Gap, salvaged_blocks
 from data_prep.readers.readers import read_records
 from data_prep.readers.unpackers import Broken, Packed
 from gpt.errors import ConfigError, did_you_mean, import_extra
+from launch.start.fields import choose_field, choose_id_field, with_ids
 from launch.start.texts import START, find_encoding, is_utf8, looks_like_text, text_in_lines
 
 SAMPLE_FILES, SAMPLE_BYTES = 24, 2 << 20  # files whose texts are sampled, and bytes of text in all
@@ -26,7 +27,6 @@ _OPENED = 2_000  # files whose first bytes are read; the others are what their e
 _RATIO_BYTES = 1 << 20  # of a packed file that are unpacked to see the ratio
 _FILE_DOCUMENTS = 400
 _LINES, _LINE_FILES = 200, 4  # JSON lines and files that are looked at for their fields
-_KNOWN_FIELDS = ("text", "content", "body", "document", "article", "story", "raw_content")
 _WITH_FIELDS = ("json lines", "parquet")
 _PAGE_TEXT = 0.1  # share of an archive's bytes that is text, roughly
 _LINES_CONFIG = InputConfig(paths=("-",))
@@ -52,6 +52,7 @@ class Survey:
     encoding: str = ""
     recoded: tuple[Path, ...] = ()  # files that are not UTF-8
     text_field: str = "text"
+    id_field: str = "id"
     fields: tuple[str, ...] = ()
     separator: str = ""
 
@@ -83,14 +84,15 @@ def look(paths: Iterable[str], *, without: Path, following: Callable[[list[Path]
     latin = [f for f in texts if f.start and f.kind in ("text", "json lines") and not is_utf8(f.start)]
     encoding = find_encoding([file.start for file in latin]) if latin else ""
     config = InputConfig(paths=("-",), encoding=encoding, endings=endings)
-    fields = _fields(texts, config)
+    records = _records(texts, config)
+    fields = _fields(texts, records)
     if not fields:  # lines of settings among texts, for example, are no texts
         others += tuple(file.path for file in texts if file.kind in _WITH_FIELDS)
         texts = [file for file in texts if file.kind not in _WITH_FIELDS]
         config = replace(config, endings={end: kind for end, kind in endings.items() if kind not in _WITH_FIELDS})
         if not texts:
             raise ConfigError(_nothing(given, files))
-    config = replace(config, text_field=choose_field(fields) if fields else "text")
+    config = replace(config, text_field=choose_field(fields) if fields else "text", id_field=choose_id_field(records))
     survey = _measured(texts, config)
     for file in texts:
         if _state(file.path) != file.changed:
@@ -98,11 +100,6 @@ def look(paths: Iterable[str], *, without: Path, following: Callable[[list[Path]
     return replace(
         survey, paths=given, not_text=others, recoded=tuple(file.path for file in latin), fields=tuple(fields)
     )
-
-
-def choose_field(fields: dict[str, int]) -> str:
-    """Return the field of the text: one with a usual name, or else the one with most characters."""
-    return next((name for name in _KNOWN_FIELDS if fields.get(name)), next(iter(fields)))
 
 
 def _files(name: str, without: Path) -> Iterator[Path]:
@@ -186,33 +183,35 @@ def _nothing(given: tuple[str, ...], files: list[_File]) -> str:
     )
 
 
-def _fields(files: list[_File], config: InputConfig) -> dict[str, int]:
-    """Return the text fields of JSON lines and Parquet files, the longest first."""
+def _records(files: list[_File], config: InputConfig) -> list[object]:
+    """Return the first records of some JSON lines and Parquet files."""
     lines = [file.path for file in files if file.kind == "json lines"][:_LINE_FILES]
-    records = [record for path in lines for record in sample_lines(path, config, _LINES)]
     tables = [file.path for file in files if file.kind == "parquet"][:_LINE_FILES]
-    records += [row for path in tables for row in _rows(path)]
-    if not records:
-        return {}
+    records = [record for path in lines for record in sample_lines(path, config, _LINES)]
+    return records + [row for path in tables for row in _rows(path)]
+
+
+def _fields(files: list[_File], records: list[object]) -> dict[str, int]:
+    """Return the text fields of records, the longest first."""
     fields = text_fields(records)
-    if not fields and all(file.kind in _WITH_FIELDS for file in files):
+    if records and not fields and all(file.kind in _WITH_FIELDS for file in files):
         names = sorted({str(key) for record in records if isinstance(record, dict) for key in record})
         raise ConfigError(
-            f"{(lines + tables)[0]}: no field holds text. Its fields: {', '.join(names[:20]) or 'none'}. Write the "
+            f"{files[0].path}: no field holds text. Its fields: {', '.join(names[:20]) or 'none'}. Write the "
             "texts to one field first"
         )
     return fields
 
 
 def _rows(path: Path) -> list[object]:
-    """Return the first rows of a Parquet file, columns of text only."""
+    """Return the first rows of a Parquet file: its columns of text, and the ids."""
     arrow, parquet = (import_extra(name, extra="data") for name in ("pyarrow", "pyarrow.parquet"))
     try:
         file = parquet.ParquetFile(path)
         texts = [
             f.name for f in file.schema_arrow if arrow.types.is_string(f.type) or arrow.types.is_large_string(f.type)
         ]
-        batch = next(file.iter_batches(batch_size=_LINES, columns=texts), None) if texts else None
+        batch = next(file.iter_batches(batch_size=_LINES, columns=with_ids(texts, file.schema_arrow.names)), None)
         return [] if batch is None else list(batch.to_pylist())
     except (arrow.ArrowException, OSError) as error:
         raise ConfigError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
@@ -223,9 +222,8 @@ def _measured(files: list[_File], config: InputConfig) -> Survey:
     step = max(1, len(files) // SAMPLE_FILES)
     sample: list[str] = []
     measured: dict[str, tuple[int, int, int]] = {}  # kind: unpacked bytes, bytes of text, documents in them
-    for file in [file for file in files if file.start or file.kind in ("parquet", "web archive")][::step][
-        :SAMPLE_FILES
-    ]:
+    usable = [file for file in files if file.start or file.kind in ("parquet", "web archive")]
+    for file in usable[::step][:SAMPLE_FILES]:
         texts = _texts(file.path, config, SAMPLE_BYTES // min(SAMPLE_FILES, len(files)))
         sample += texts
         n_text, whole = (
@@ -266,6 +264,7 @@ def _measured(files: list[_File], config: InputConfig) -> Survey:
         endings=dict(config.endings),
         encoding=config.encoding,
         text_field=config.text_field,
+        id_field=config.id_field,
         separator=find_separator([file.start for file in files if file.kind == "text"]),
     )
 

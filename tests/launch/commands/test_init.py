@@ -46,7 +46,7 @@ def mixed_files(folder):
 
 
 def json_lines(folder):
-    rows = [{"title": f"Title {n}", "content": prose(n, 60), "score": n} for n in range(100)]
+    rows = [{"title": f"Title {n}", "content": prose(n, 60), "score": n, "id": 1} for n in range(100)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return ["rows.jsonl"]
 
@@ -64,7 +64,7 @@ def parquet_folder(folder):
     (folder / "table").mkdir()
     for part in range(3):
         texts = [prose(100 * part + n, 60) for n in range(60)]
-        table = arrow.table({"url": [f"http://x/{n}" for n in range(60)], "body": texts})
+        table = arrow.table({"url": [f"http://x/{n}" for n in range(60)], "body": texts, "id": [7] * 60})
         parquet.write_table(table, folder / f"table/part-{part}.parquet")
     return ["table"]
 
@@ -86,6 +86,7 @@ def test_two_commands_after_init_train_a_model(tmp_path, monkeypatch, capsys, ki
     assert main(["init", *inputs, *SMALL]) == 0
     said = capsys.readouterr().out
     assert FOUND[kind] in said
+    assert ("many documents share an id" in said) == (kind in ("json_lines", "parquet_folder"))
     name = name_of(inputs[0])
     *_, prepare, train = said.splitlines()
     assert (prepare.split(), train.split()) == (

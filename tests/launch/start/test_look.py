@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
-from launch.start.look import Survey, choose_field, look
+from launch.start.look import Survey, look
 from launch.start.texts import find_encoding, is_utf8, looks_like_text, wide_without_mark
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")
@@ -111,11 +111,6 @@ def test_lines_without_text_among_texts_are_left_out(tmp_path):
 def test_a_separator_in_the_text_is_found(tmp_path):
     found = survey(tmp_path, stories__txt=f"{ENGLISH}\n<|endoftext|>\n".encode() * 50)
     assert found.separator == "<|endoftext|>"
-
-
-def test_the_text_field_has_a_usual_name_or_most_characters():
-    assert choose_field({"url": 500, "content": 300}) == "content"
-    assert choose_field({"story_body": 500, "title": 20}) == "story_body"
 
 
 def test_a_file_that_changes_meanwhile_ends_with_one_line(tmp_path):
