@@ -8,6 +8,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from gpt.losses.batch import Batch
 from parallel.axes.precision import ARITHMETIC
+from parallel.axes.reduce_scatter import ChunkReduceScatter, sums_whole_tensors
 from parallel.axes.stage import ModelStage
 from parallel.layout.config import ParallelConfig
 from parallel.layout.mesh import Mesh
@@ -33,6 +34,8 @@ def apply_data_parallel(stage: ModelStage, parallel: ParallelConfig, mesh: Mesh)
                 module.set_gradient_divide_factor(1.0)  # losses are sums: gradients are divided once, at the end
             module.set_force_sum_reduction_for_comms(True)
             _compute_on_local_tensors(module)
+            if sums_whole_tensors(mesh.device.type):
+                module.set_custom_reduce_scatter(ChunkReduceScatter())
 
 
 def _compute_on_local_tensors(module: FSDPModule) -> None:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from gpt.model.segment_attention import segment_attention
 from parallel.axes.fp8 import PROJECTIONS
+from parallel.axes.reduce_scatter import reduce_scatter_by_chunks
 from parallel.layout.config import ParallelConfig
 
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
@@ -32,7 +33,10 @@ _ATTENTION = (
     segment_attention._opoverload,
     torch.ops.higher_order.flex_attention,  # within documents, on a GPU, in compiled blocks
 )
-_REDUCE_SCATTER = torch.ops._c10d_functional.reduce_scatter_tensor.default
+_REDUCE_SCATTERS = (
+    torch.ops._c10d_functional.reduce_scatter_tensor.default,
+    reduce_scatter_by_chunks._opoverload,  # on gloo
+)
 _SCALES = torch.ops._c10d_functional.all_reduce.default  # fp8's largest elements: a few bytes, not sent again
 _REDUCED = ("attention.out", "mlp.down")  # on tensor ranks a reduce-scatter follows each
 
@@ -97,7 +101,7 @@ def _policy(products: set[int], reduced: set[int]) -> Callable[..., CheckpointPo
     def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         if op in _PRODUCTS:
             keep = next(numbers[context.is_recompute]["product"]) in products
-        elif op is _REDUCE_SCATTER:
+        elif op in _REDUCE_SCATTERS:
             keep = next(numbers[context.is_recompute]["reduced"]) in reduced
         else:
             keep = op in _ATTENTION or op is _SCALES

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from parallel.axes.reduce_scatter import reduce_scatter, sums_whole_tensors
+
 functional = torch.ops._c10d_functional
 
 
@@ -22,16 +24,19 @@ class TensorRanks:
     group: str  # torch's name of the process group
     size: int
     rank: int  # of this process
+    by_chunks: bool  # how they reduce and scatter, see parallel.axes.reduce_scatter
 
     def gathered(self, share: Tensor) -> Tensor:
         """The whole sequence (b, t, d) from each rank's share. A rank's gradient is its part of a sum: they are added
         up, and each rank gets its share."""
-        whole: Tensor = _Gather.apply(share, self.group, self.size)  # type: ignore[no-untyped-call]
+        way = self.group, self.size, self.by_chunks
+        whole: Tensor = _Gather.apply(share, *way)  # type: ignore[no-untyped-call]
         return whole
 
     def reduced(self, part: Tensor) -> Tensor:
         """This rank's share (b, t/tp, d) of the sum of all ranks' parts (b, t, d)."""
-        share: Tensor = _ReduceScatter.apply(part, self.group, self.size)  # type: ignore[no-untyped-call]
+        way = self.group, self.size, self.by_chunks
+        share: Tensor = _ReduceScatter.apply(part, *way)  # type: ignore[no-untyped-call]
         return share
 
     def collected(self, share: Tensor) -> Tensor:
@@ -48,29 +53,30 @@ class TensorRanks:
 
 def tensor_ranks(mesh: DeviceMesh) -> TensorRanks:
     """The ranks of a mesh of one axis."""
-    return TensorRanks(mesh.get_group().group_name, mesh.size(), mesh.get_local_rank())
+    by_chunks = sums_whole_tensors(mesh.device_type)
+    return TensorRanks(mesh.get_group().group_name, mesh.size(), mesh.get_local_rank(), by_chunks)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, share: Tensor, group: str, size: int) -> Tensor:
-        ctx.group, ctx.size = group, size
+    def forward(ctx: Any, share: Tensor, group: str, size: int, by_chunks: bool) -> Tensor:
+        ctx.group, ctx.size, ctx.by_chunks = group, size, by_chunks
         return _all_gather(share, group, size)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _reduce_scatter(grads[0], ctx.group, ctx.size), None, None
+        return _reduce_scatter(grads[0], ctx.group, ctx.size, by_chunks=ctx.by_chunks), None, None, None
 
 
 class _ReduceScatter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Tensor, group: str, size: int) -> Tensor:
+    def forward(ctx: Any, part: Tensor, group: str, size: int, by_chunks: bool) -> Tensor:
         ctx.group, ctx.size = group, size
-        return _reduce_scatter(part, group, size)
+        return _reduce_scatter(part, group, size, by_chunks=by_chunks)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _all_gather(grads[0], ctx.group, ctx.size), None, None
+        return _all_gather(grads[0], ctx.group, ctx.size), None, None, None
 
 
 class _Collect(torch.autograd.Function):
@@ -94,8 +100,7 @@ def _all_gather(share: Tensor, group: str, size: int) -> Tensor:
     return torch.cat(parts.chunk(size), dim=1)
 
 
-def _reduce_scatter(part: Tensor, group: str, size: int) -> Tensor:
+def _reduce_scatter(part: Tensor, group: str, size: int, *, by_chunks: bool) -> Tensor:
     """(b, t/tp, d) from (b, t, d)."""
     parts = torch.cat(part.chunk(size, dim=1))  # (tp * b, t/tp, d)
-    share: Tensor = functional.wait_tensor(functional.reduce_scatter_tensor(parts, "sum", size, group))
-    return share
+    return reduce_scatter(parts, size, group, by_chunks=by_chunks)

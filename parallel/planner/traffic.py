@@ -17,10 +17,12 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from parallel.axes.reduce_scatter import reduce_scatter_by_chunks
 from parallel.layout.mesh import Mesh
 
 # Operator: its kind, and the index of the argument that holds the whole tensor. torch.distributed (FSDP2, the pipeline
-# schedules, the engine) calls `c10d`; DTensor calls `_c10d_functional`.
+# schedules, the engine) calls `c10d`; DTensor calls `_c10d_functional`. On gloo our reduce-scatter is an all-to-all and
+# a local sum (parallel/axes/reduce_scatter.py); nothing else calls all-to-all.
 OPERATORS = {
     "c10d::_allgather_base_": ("all-gather", 0),
     "c10d::allgather_into_tensor_coalesced_": ("all-gather", 0),
@@ -31,8 +33,7 @@ OPERATORS = {
     "c10d::allreduce_": ("all-reduce", 0),
     "c10d::allreduce_coalesced_": ("all-reduce", 0),
     "c10d::broadcast_": ("broadcast", 0),
-    "c10d::alltoall_base_": ("all-to-all", 1),
-    "c10d::alltoall_": ("all-to-all", 1),
+    "c10d::alltoall_base_": ("reduce-scatter", 1),
     "c10d::send": ("send", 0),
     "c10d::recv_": ("receive", 0),
     "c10d::recv_any_source_": ("receive", 0),
@@ -48,7 +49,7 @@ OPERATORS = {
     "_c10d_functional::all_reduce_coalesced_": ("all-reduce", 0),
     "_c10d_functional::broadcast": ("broadcast", 0),
     "_c10d_functional::broadcast_": ("broadcast", 0),
-    "_c10d_functional::all_to_all_single": ("all-to-all", 0),
+    "triaxial::reduce_scatter": ("reduce-scatter", 0),
 }
 CARRY_NO_DATA = (
     "c10d::barrier",
@@ -64,7 +65,7 @@ class CollectiveKind:
     """A kind of communication: along which axis of the layout, which operation, and among how many ranks."""
 
     axis: str  # tensor, pipeline, data, or all
-    kind: str  # all-gather, reduce-scatter, all-reduce, broadcast, all-to-all, send, receive
+    kind: str  # all-gather, reduce-scatter, all-reduce, broadcast, send, receive
     ranks: int
 
 
@@ -95,7 +96,7 @@ class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if any(issubclass(t, DTensor) for t in types):
             return NotImplemented  # DTensor first turns it into operations on local tensors, which come here again
-        if func.namespace in ("c10d", "_c10d_functional"):
+        if func.namespace in ("c10d", "_c10d_functional") or func is reduce_scatter_by_chunks._opoverload:
             self._count(func._schema.name, args)
         return func(*args, **(kwargs or {}))
 

@@ -6,7 +6,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from parallel.axes.reduce_scatter import sum_chunks
 from parallel.axes.sequence_shards import tensor_ranks
+
+LENGTH = 37  # of a chunk: not a multiple of a vector of the processor
+PAIR = (0, 2)  # a group that is a part of all ranks
 
 
 def exchange(rank, size, folder):
@@ -23,9 +27,23 @@ def exchange(rank, size, folder):
             y = way(x)
             (y * weights[:, : y.size(1)]).sum().backward()
             found[f"{name} {sequences}"] = (y.detach(), x.grad)
+    pair = dist.new_group(PAIR)
+    for kind in (torch.float32, torch.bfloat16):
+        found[f"all {kind}"] = torch.empty(LENGTH, dtype=kind)
+        sum_chunks(found[f"all {kind}"], chunks(size, rank, kind), None)
+        if rank in PAIR:
+            ours, of_torch = torch.empty(LENGTH, dtype=kind), torch.empty(LENGTH, dtype=kind)
+            sum_chunks(ours, chunks(len(PAIR), rank, kind), pair)
+            dist.reduce_scatter_single(of_torch, chunks(len(PAIR), rank, kind), group=pair)
+            found[f"pair {kind}"] = ours, of_torch
     torch.save(found, Path(folder, f"rank{rank}.pt"))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def chunks(size, rank, kind):
+    """A tensor of `size` chunks; it differs by rank."""
+    return torch.randn(size * LENGTH, generator=torch.Generator().manual_seed(rank)).to(kind)
 
 
 def inputs(size, rank, sequences):

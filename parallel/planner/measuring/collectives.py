@@ -6,6 +6,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
+from parallel.axes.reduce_scatter import sum_chunks, sums_whole_tensors
 from parallel.planner.machine.profile import CollectiveTime
 from parallel.planner.measuring.rounds import TimedCase
 
@@ -20,6 +21,9 @@ def collective_cases(device: torch.device, ranks: int) -> Iterator[TimedCase]:
     `ranks`: even. All groups work at once. Every rank of the default process group must time the cases.
     """
     group = _own_group(ranks)
+    reduce_scatter: Callable[..., object] = dist.reduce_scatter_single
+    if sums_whole_tensors(device.type):
+        reduce_scatter = sum_chunks
     for nbytes in BYTES[device.type]:
         whole = torch.ones(nbytes // 4, device=device)
         part, sent = torch.ones(nbytes // 4 // ranks, device=device), torch.ones(nbytes // 4, device=device)
@@ -27,7 +31,7 @@ def collective_cases(device: torch.device, ranks: int) -> Iterator[TimedCase]:
         runs: dict[str, Callable[[], object]] = {
             "all_reduce": partial(dist.all_reduce, whole, group=group),
             "all_gather": partial(dist.all_gather_single, gathered, part, group=group),
-            "reduce_scatter": partial(dist.reduce_scatter_single, part, gathered, group=group),
+            "reduce_scatter": partial(reduce_scatter, part, gathered, group=group),
             "send": partial(_there_and_back, sent),
         }
         for kind, run in runs.items():

@@ -13,6 +13,7 @@ from gpt.model.rope import angles_of
 from gpt.training.objective import NextToken
 from parallel.axes.data_parallel import accumulate
 from parallel.axes.initialisation import initialise_shards
+from parallel.axes.reduce_scatter import ChunkReduceScatter
 from parallel.axes.stage import canonical_parameters
 from parallel.layout.mesh import build_mesh
 from parallel.parallelize import build_stage
@@ -80,3 +81,10 @@ def test_every_block_and_the_stage_are_wrapped(process_group):
     stage = stage_of()
     wrapped = [name for name, module in stage.named_modules() if isinstance(module, FSDPModule)]
     assert wrapped == ["", "model.blocks.0", "model.blocks.1"]
+
+
+def test_on_gloo_gradients_are_reduced_by_chunks(process_group):
+    """torch's own reduce-scatter would send every rank the whole sum."""
+    modules = [module for module in stage_of().modules() if isinstance(module, FSDPModule)]
+    groups = [group for module in modules for group in module._get_fsdp_state()._fsdp_param_groups]
+    assert [type(group._reduce_scatter_comm) for group in groups] == [ChunkReduceScatter] * len(modules)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from rank_server import rank_server
-from sequence_ranks import inputs
+from sequence_ranks import LENGTH, PAIR, chunks, inputs
 
 SIZE = 3
 TIMEOUT_S = 120
@@ -52,3 +52,21 @@ def test_reduced_parts_are_shares_of_the_sum_and_their_gradients_are_gathered(fo
         y, grad = found[rank][f"reduced {sequences}"]
         torch.testing.assert_close(y, share(summed, rank), rtol=1e-6, atol=1e-6)
         assert torch.equal(grad, gathered)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_chunks_are_added_up_on_the_rank_that_keeps_them(found, kind):
+    """Against sums in float64: one rounding in bf16, one per addition in fp32."""
+    parts = [chunks(SIZE, rank, kind).double() for rank in range(SIZE)]
+    exact, sizes = sum(parts), sum(part.abs() for part in parts)
+    bound = (0.501 * exact.abs() if kind == torch.bfloat16 else sizes) * torch.finfo(kind).eps
+    for rank in range(SIZE):
+        kept = slice(rank * LENGTH, (rank + 1) * LENGTH)
+        assert ((found[rank][f"all {kind}"] - exact[kept]).abs() <= bound[kept]).all()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_pair_of_ranks_gets_the_bits_of_torchs_reduce_scatter(found, kind):
+    for rank in PAIR:
+        ours, of_torch = found[rank][f"pair {kind}"]
+        assert torch.equal(ours, of_torch)
