@@ -34,11 +34,7 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-function say(text) {
-  at("problem").textContent = text;
-  at("problem").hidden = !text;
-}
-
+const say = (text) => Object.assign(at("problem"), { textContent: text, hidden: !text });
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 // ---- the server -------------------------------------------------------------------------------------------------------
@@ -114,9 +110,7 @@ function marksOf(given, grades = {}) {
   return marks;
 }
 
-function least(category) {
-  return Math.min(...category.grades.map((one) => one.from));
-}
+const least = (category) => Math.min(...category.grades.map((one) => one.from));
 
 function toggle(category, unsure) {
   const now = state.marks[category.id];
@@ -168,13 +162,13 @@ function build() {
     at("categories").append(row);
   }
   at("who").textContent = `${labeller} · ${taxonomy}`;
-  const keys = [...categories.map(({ key, title, id }) => [key.toUpperCase() || "click", title || id]),
-    ["Shift + letter, or tap twice", "unsure: the label stays unknown"]];
-  if (categories.some(({ grades }) => grades.length)) keys.push(["0 to 9", "severity of the category marked last"]);
-  keys.push(["Enter", "save and go on"], ["→", "skip"], ["← or Backspace", "undo: back to the text before"],
-    ["Space", "show a blurred text"], [". (full stop)", "blur texts, or stop blurring"], ["?", "these keys"]);
-  for (const [key, meaning] of keys)
-    at("help-rows").append(make("tr", {}, make("td", {}, make("kbd", { textContent: key })), make("td", { textContent: meaning })));
+  const keys = [...categories.map(({ key, title, id }) => [key.toUpperCase(), title || id, key ? "" : "tap"]),
+    ["Shift", "unsure: the label stays unknown", " + letter, or tap twice"]];
+  if (categories.some(({ grades }) => grades.length)) keys.push(["0", "severity of the category marked last", " to 9, or tap"]);
+  keys.push(["Enter", "save and go on"], ["→", "skip"], ["←", "undo: back to the text before", " or Backspace"],
+    ["Space", "show a blurred text"], [".", "blur texts, or stop blurring", " full stop"], ["?", "this help"]);
+  for (const [key, meaning, more = ""] of keys)
+    at("help-rows").append(make("tr", {}, make("td", {}, key && make("kbd", { textContent: key }), more), make("td", {}, meaning)));
 }
 
 function showMarks() {
@@ -298,10 +292,8 @@ for (const button of document.querySelectorAll("footer button"))
 at("reveal").addEventListener("click", () => (at("reveal").blur(), ACTIONS.reveal()));
 at("close-help").addEventListener("click", () => at("help").close());
 at("ask-skipped").addEventListener("click", () => act("skipped"));
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden) state.seconds += performance.now() - state.since;
-  else state.since = performance.now();
-});
+document.addEventListener("visibilitychange", () =>
+  document.hidden ? (state.seconds += performance.now() - state.since) : (state.since = performance.now()));
 
 build();
 act("state");

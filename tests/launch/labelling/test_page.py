@@ -1,5 +1,7 @@
 """A real browser labels by keyboard: nothing is lost by a reload or a crash, and no text becomes part of the page."""
 
+import pytest
+
 from launch.labelling.page import labelling_page
 from launch.labelling.texts import TextToLabel
 
@@ -139,6 +141,31 @@ def test_a_finger_can_say_unsure_and_few_categories_leave_no_gap(task_of, servin
         gap = "document.getElementById('about').getBoundingClientRect().top"
         end = "[...document.querySelectorAll('#categories .row')].at(-1).getBoundingClientRect().bottom"
         assert tab.value(f"{gap} - {end}") < 24  # pixels
+
+
+def test_a_phone_shows_that_a_text_goes_on_and_has_the_help(task_of, serving, browsing, tmp_path):
+    """The last rows of a long text are shaded until its end is there. A phone hides the scroll bar."""
+    texts = [TextToLabel("t0", "A text of many words. " * 60), TextToLabel("t1", "Short.")]
+
+    def shade(tab):
+        """The darkest channel of the last rows of the text's card, left of the words: 0 to 255."""
+        tab.picture(tmp_path / "card.png")
+        left, bottom = tab.value(
+            "(({left, bottom}) => [left, bottom])(document.getElementById('text').getBoundingClientRect())"
+        )
+        with image.open(tmp_path / "card.png") as found:
+            rows = found.convert("RGB").crop((int(left) + 5, int(bottom) - 5, int(left) + 7, int(bottom) - 2))
+            return min(low for low, _ in rows.getextrema())
+
+    image = pytest.importorskip("PIL.Image")
+    with serving(task_of(texts=texts)) as server, browsing() as browser:
+        tab = begun(browser.page(server.urls["ana"], width=390, height=844))
+        whole = shade(tab)
+        tab.value("document.getElementById('text').scrollTop = 1e6")
+        assert whole < 200 < 225 < shade(tab)
+        tab.value("document.querySelector('[data-action=help]').click()")
+        assert tab.value("document.getElementById('help').open && document.getElementById('help').scrollWidth") <= 390
+        assert "tap twice" in tab.value("document.getElementById('help-rows').innerText")
 
 
 def test_the_page_runs_its_own_script_only(taxonomy, hostile):
