@@ -95,10 +95,11 @@ def _note(parts: ReportParts, now: float) -> str:
 def _tiles(parts: ReportParts) -> str:
     newest = parts.figures.versions[-1].categories[0].measures
     share = f"{newest.positives / newest.known:.1%} positive in any category" if newest.known else "no label"
-    tiles = [("labelled texts", f"{len(parts.compared.ids):,}", share), ("AUPRC of any", *_two(newest.auprc))]
-    tiles.append(("AUROC of any", *_two(newest.auroc)))
+    whose = f", {parts.figures.versions[-1].name}" if len(parts.figures.versions) > 1 else ""
+    tiles = [("labelled texts", f"{len(parts.compared.ids):,}", share)]
+    tiles += [(f"AUPRC of any{whose}", *_two(newest.auprc)), (f"AUROC of any{whose}", *_two(newest.auroc))]
     for word, one in zip(("best category", "weakest category"), best_and_worst(parts.figures), strict=False):
-        tiles.append((word, one.category, f"AUPRC {interval_text(one.auprc)}"))
+        tiles.append((f"{word}{whose}", one.category, f"AUPRC {interval_text(one.auprc)}"))
     if parts.figures.gains:
         gain = parts.figures.gains[0]
         bounds = "" if gain.low != gain.low else f"{gain.low:+.3f} to {gain.high:+.3f}"

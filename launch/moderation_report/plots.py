@@ -90,7 +90,7 @@ def calibration(versions: Sequence[CategoryFigures]) -> str:
 def learning_curve(rounds: Sequence[Round], names: Sequence[str]) -> str:
     """AUPRC over the number of labels, with intervals."""
     counts = [one.labels for one in rounds]
-    x = Axis(0, max(counts) * 1.04 or 1.0, 44, WIDE - 16)
+    x = Axis(0, max(counts) * 1.04 or 1.0, 56, WIDE - 16)
     y = Axis(0.0, 1.0, HIGH - 28, 10)
     parts = [_open(WIDE, HIGH, "AUPRC over the number of labels"), *horizontal_grid(x, y, SHARES, lambda v: f"{v:g}")]
     parts += bottom_axis(x, y, ticks(x.low, x.high, most=6), lambda value: f"{int(value):,}")

@@ -26,13 +26,17 @@ def heat_map(suites: Sequence[tuple[str, FunctionalSuite]]) -> str:
     functions = list(dict.fromkeys(function for _, suite in suites for function in suite.functions))
     heads = [name for name, _ in suites] if len(suites) > 1 else ["all cases"]
     head = "".join(f"<th><span>{escape(one)}</span></th>" for one in (*heads, *targets))
+    groups = ""
+    if len(suites) > 1 and targets:  # else a column of a target would not say whose it is
+        owner = f"<th colspan={len(targets)}>{escape(suites[-1][0])}, cases about</th>"
+        groups = f"<tr class=groups><td></td><th colspan={len(suites)}>all cases</th>{owner}</tr>"
     rows = []
     for function in functions:
         cells = [suite.cells.get((function, "")) for _, suite in suites]
         cells += [last.cells.get((function, target)) for target in targets]
         rendered = "".join(map(_heat, cells))
         rows.append(f"<tr><th scope=row>{escape(function)}</th>{rendered}</tr>")
-    return f"<div class=wide><table class=heats><tr><td></td>{head}</tr>{''.join(rows)}</table></div>"
+    return f"<div class=wide><table class=heats>{groups}<tr><td></td>{head}</tr>{''.join(rows)}</table></div>"
 
 
 def _heat(cell: FunctionalCell | None) -> str:

@@ -32,6 +32,7 @@ tr:not(.first) + tr.first td { border-top: 1px solid var(--line) } tr.first + tr
 .heats th[scope] { text-align: left; padding-left: 0; white-space: nowrap; vertical-align: middle }
 .heats th span { display: inline-block; max-width: 6.5rem; white-space: normal; color: var(--soft); line-height: 1.15;
   vertical-align: bottom }
+.heats .groups th { text-align: left; white-space: nowrap; font-weight: 600; border-bottom: 1px solid var(--line) }
 .heats td { border: 0 !important; padding: .2rem .3rem; text-align: center; min-width: 2.6rem; border-radius: 4px }
 .heats td.heat { background: color-mix(in srgb, var(--s1) var(--p), var(--card)) }
 td.gap { position: relative; width: 16rem; min-width: 8rem; padding: 0 }

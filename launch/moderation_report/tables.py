@@ -51,7 +51,7 @@ def gains_table(figures: ReportFigures) -> str:
         rows.append(
             f"<tr><td class=word>{escape(name)}</td><td>{sign}</td><td>{bounds}</td><td class=word>{verdict}</td></tr>"
         )
-    return table(["category", "gain", "95%", "verdict"], rows, words=("category",))
+    return table(["category", "gain", "95%", "verdict"], rows, words=("category", "verdict"))
 
 
 def confusion_card(measures: CategoryMeasures, name: str) -> str:

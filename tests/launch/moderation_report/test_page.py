@@ -53,6 +53,9 @@ def test_every_part_is_there(report):
     assert page.count("<div class=confusion>") == 18
     assert page.count("class=heat ") == 2 * (2 + 2) + 2
     assert "Cohen's kappa" in page
+    second = "&lt;img src=x onerror=1&gt;"
+    assert page.count(f"<span>AUPRC of any, {second}</span>") == 1, "a tile says whose figure it is"
+    assert page.count(f"<th colspan=2>{second}, cases about</th>") == 1, "columns of targets say whose they are"
     assert [one["labels"] for one in figures["rounds"]] == [100, 200]
     assert figures["cost"]["total"]["labels"] == 60
     assert figures["auprc_gain"]["S"]["low"] > 0

@@ -62,6 +62,9 @@ def test_the_learning_curve_has_a_point_for_each_round():
     assert len(dots) == 2
     assert float(dots[0].get("cx")) < float(dots[1].get("cx"))
     assert float(dots[0].get("cy")) > float(dots[1].get("cy"))
+    (tick,) = (one for one in ET.fromstring(picture).iter() if one.text == "0.75")
+    on_a_phone = 19 * 0.64 * 4  # its font in the style, the width of a digit, four characters
+    assert float(tick.get("x")) > on_a_phone, "else it is cut off on the left"
 
 
 def test_intervals_in_words():

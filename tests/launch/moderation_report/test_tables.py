@@ -29,7 +29,9 @@ def test_names_are_escaped_and_few_positives_are_said():
 def test_the_verdict_follows_the_interval():
     for low, high, verdict in ((0.1, 0.3, "better"), (-0.3, -0.1, "worse"), (-0.1, 0.3, "no clear difference")):
         assert f"<td class=word>{verdict}</td>" in gains_table(figures(Interval((low + high) / 2, low, high)))
-    assert "too few positives to say" in gains_table(figures(Interval(0.1, np.nan, np.nan)))
+    few = gains_table(figures(Interval(0.1, np.nan, np.nan)))
+    assert "too few positives to say" in few
+    assert "<th class=word>verdict</th>" in few, "above words, on the left"
 
 
 def test_confusion_has_shares_of_rows():
