@@ -4,6 +4,7 @@ import argparse
 
 from gpt.errors import ConfigError
 from gpt.telemetry.output import own_output
+from launch.config.corpora import check_token_files
 from launch.config.run_config import RunConfig, layout_of, read_run_config
 from launch.planning import options as dry_run_options
 from launch.processes.environment import ClusterEnvironment
@@ -60,6 +61,7 @@ def launch_ranks(args: argparse.Namespace, config: RunConfig) -> int:
     if most < 0:
         raise ConfigError(f"--max-restarts {most} is invalid: must be 0 or more")
     layout_of(config, args.nproc, option="--nproc")  # reports a layout that does not fit before any process starts
+    check_token_files(config.data)  # before each rank imports torch to find that out
     policy = RestartPolicy(
         most, lambda: furthest_step(config.run.directory), config.run.restart_pause_s, outage_s=OUTAGE_S
     )

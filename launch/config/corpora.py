@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
+from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.files.toml_files import read_toml
+from gpt.token_files.files import shard_prefixes
 from gpt.token_files.index import MissingTokenFile
 
 
@@ -17,6 +19,16 @@ def naming_the_maker() -> Iterator[None]:
         yield
     except MissingTokenFile as error:
         raise ConfigError(f"{error}. {maker_of(error.prefix)}") from None
+
+
+def check_token_files(data: DataConfig) -> None:
+    """ConfigError with the command that makes them: token files of a corpus are missing. Opens none of them."""
+    with naming_the_maker():
+        for corpus in (*data.train, *data.validation):
+            for prefix in shard_prefixes(Path(corpus.path)):
+                for path in (Path(f"{prefix}.idx"), Path(f"{prefix}.bin")):
+                    if not path.is_file():
+                        raise MissingTokenFile(path, prefix)
 
 
 def maker_of(prefix: Path) -> str:

@@ -229,6 +229,17 @@ def test_token_ids_beyond_the_vocabulary(tiny_corpus, tmp_path):
     one_line(done, "300", "264", str(tmp_path / "train"))
 
 
+def test_missing_token_files_start_no_rank(tiny_corpus, tmp_path):
+    missing = f'--data.train=[{{ path = "{tmp_path / "train"}" }}]'
+    words = ["train", tiny_corpus.recipe, "--nproc", 2, "--run.directory", tmp_path / "run", missing]
+    program = "import sys; from launch.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", program, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).resolve().parents[3])
+    one_line(done, f"{tmp_path / 'train'}.idx: no such token file", "`triaxial prepare` makes them", status=0)
+    assert done.stdout == "False\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_full_disk_while_saving(tiny_corpus, tmp_path, small_disk):
     disk = small_disk(1200 << 10)
     done = triaxial(
