@@ -60,6 +60,15 @@ def test_a_recipe_fits_the_cluster_in_its_comment(name):
     )
 
 
+def test_validation_metrics_name_their_corpus():
+    """A corpus has the last part of its path as its name: `validation`, unless the recipe gives another."""
+    folders = (find_recipe("demo").parent, Path(__file__).parents[3] / "docs" / "tutorials")
+    texts = {path.name: path.read_text() for folder in folders for path in sorted(folder.glob("*.*"))}
+    unnamed = re.compile(r'^validation = .*path = "[^"]*/validation"(?!, name = )', re.MULTILINE)
+    assert [name for name, text in texts.items() if unnamed.search(text)] == []
+    assert [name for name, text in texts.items() if "validation/validation" in text] == []
+
+
 def test_the_demo_fits_four_processes():
     assert layout_of(read_run_config("demo", []), 4).world_size == 4
 

@@ -60,4 +60,4 @@ def check_and_open(config: RunConfig) -> None:
     check_objective(config)
     data, validation = open_data(config)
     assert set(data.read(np.arange(2)).streams) == {"learned"}
-    assert list(validation) == ["validation"]
+    assert list(validation) == ["instruct"]
