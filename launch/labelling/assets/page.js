@@ -222,6 +222,7 @@ function showProgress({ done, left: n, skipped, seconds_left: seconds }) {
   at("bar").style.width = `${(100 * done) / (done + n || 1)}%`;
   at("bar").parentElement.setAttribute("aria-valuemax", done + n);
   at("bar").parentElement.setAttribute("aria-valuenow", done);
+  at("done-title").textContent = skipped ? "No other text is left." : "All texts are labelled. Thank you.";
   at("summary").textContent = `${done - skipped} labelled, ${skipped} skipped.`;
   at("again").hidden = !skipped;
 }

@@ -168,6 +168,20 @@ def test_a_phone_shows_that_a_text_goes_on_and_has_the_help(task_of, serving, br
         assert "tap twice" in tab.value("document.getElementById('help-rows').innerText")
 
 
+def test_the_end_thanks_for_labels_and_not_for_skipped_texts(task_of, serving, browsing):
+    with serving(task_of(1)) as server, browsing() as browser:
+        tab = begun(browser.page(server.urls["ana"]))
+        title = "document.getElementById('done').innerText.split('\\n')[0]"
+        tab.press("ArrowRight")
+        tab.until("!document.getElementById('done').hidden")
+        assert tab.value(title) == "No other text is left."
+        tab.value("document.getElementById('ask-skipped').click()")
+        tab.until("document.getElementById('done').hidden")
+        tab.press("Enter")
+        tab.until("!document.getElementById('done').hidden")
+        assert tab.value(title) == "All texts are labelled. Thank you."
+
+
 def test_the_page_runs_its_own_script_only(taxonomy, hostile):
     page = labelling_page(taxonomy, labeller=hostile, blur=False)
     assert page.count("<script") == 2
