@@ -56,7 +56,9 @@ def accumulate(stage: ModelStage, micro_batches: Sequence[Batch], *, zero_stage:
     """
     assert isinstance(stage, FSDPModule)
     for i, batch in enumerate(micro_batches):
-        prepare_backward(stage, last=i == len(micro_batches) - 1, zero_stage=zero_stage)
+        last = i == len(micro_batches) - 1
+        if i == 0 or last:  # those between are as the first; each setting visits all modules
+            prepare_backward(stage, last=last, zero_stage=zero_stage)
         stage(batch.inputs, batch).backward()
 
 

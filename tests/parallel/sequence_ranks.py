@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallel.axes.reduce_scatter import sum_chunks
 from parallel.axes.sequence_shards import tensor_ranks
@@ -27,6 +28,10 @@ def exchange(rank, size, folder):
             y = way(x)
             (y * weights[:, : y.size(1)]).sum().backward()
             found[f"{name} {sequences}"] = (y.detach(), x.grad)
+    watched = Operators()
+    with watched, torch.no_grad():
+        found["watched"] = ranks.reduced(inputs(size, rank, 2)[0])
+    found["operators"] = sorted(watched.names)
     pair = dist.new_group(PAIR)
     for kind in (torch.float32, torch.bfloat16):
         found[f"all {kind}"] = torch.empty(LENGTH, dtype=kind)
@@ -39,6 +44,18 @@ def exchange(rank, size, folder):
     torch.save(found, Path(folder, f"rank{rank}.pt"))
     dist.barrier()
     dist.destroy_process_group()
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
 
 
 def chunks(size, rank, kind):

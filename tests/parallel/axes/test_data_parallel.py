@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from gpt.losses.batch import Batch
 from gpt.model.rope import angles_of
 from gpt.training.objective import NextToken
+from parallel.axes import data_parallel
 from parallel.axes.data_parallel import accumulate
 from parallel.axes.initialisation import initialise_shards
 from parallel.axes.reduce_scatter import ChunkReduceScatter
@@ -55,6 +56,20 @@ def test_gradients_of_micro_batches_add_up(process_group, zero_stage):
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)
     assert len(parts.totals) == 4
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(2, [False, True]), (4, [False, True]), (8, [True])])
+def test_fsdp_is_told_of_the_first_and_the_last_backward(process_group, monkeypatch, rows, expected):
+    """Telling it visits all modules, so the passes between keep what the first was told."""
+    stage, told = stage_of(), []
+    tell = data_parallel.prepare_backward
+    monkeypatch.setattr(
+        data_parallel,
+        "prepare_backward",
+        lambda stage, *, last, zero_stage: told.append(last) or tell(stage, last=last, zero_stage=zero_stage),
+    )
+    accumulate(stage, micro_batches(rows), zero_stage=1)
+    assert told == expected
 
 
 def test_bf16_computes_with_copies_of_fp32_weights(process_group):

@@ -70,3 +70,12 @@ def test_a_pair_of_ranks_gets_the_bits_of_torchs_reduce_scatter(found, kind):
     for rank in PAIR:
         ours, of_torch = found[rank][f"pair {kind}"]
         assert torch.equal(ours, of_torch)
+
+
+def test_whoever_watches_operators_sees_one_with_the_same_bits(found):
+    """Selective recomputation and the counter of messages watch; other eager code skips the operator's dispatch."""
+    for rank in range(SIZE):
+        assert torch.equal(found[rank]["watched"], found[rank]["reduced 2"][0])
+        assert [name for name in found[rank]["operators"] if "scatter" in name or "all" in name] == [
+            "triaxial::reduce_scatter"
+        ]
