@@ -6,6 +6,7 @@ train, and its weights cannot be read back. Shapes as in gpt/model/gpt.py; i and
 output.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -58,7 +59,7 @@ class PackedRMSNorm(nn.Module):
     def __init__(self, norm: nn.RMSNorm) -> None:
         super().__init__()
         assert norm.eps is not None
-        self.weight = norm.weight.detach()
+        self.weight = norm.weight.detach().clone()
         self.eps = torch.tensor(norm.eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class PackedBlock(nn.Module):
         self.d_head = attention.d_head
         self.heads = attention.q.out_features // self.d_head
         self.kv_heads = attention.k.out_features // self.d_head
-        self.attention_norm, self.mlp_norm = _packed_norm(block.attention_norm), _packed_norm(block.mlp_norm)
+        self.attention_norm, self.mlp_norm = packed_norm(block.attention_norm), packed_norm(block.mlp_norm)
         self.qkv = packed_linear([attention.q, attention.k, attention.v], rows=rows)
         self.out = BlockedLinear([attention.out])
         self.is_gated = isinstance(mlp, SwiGLUMLP)
@@ -170,7 +171,7 @@ def pack_blocks(model: GPT, *, rows: int) -> None:
         assert isinstance(block, Block)
         model.blocks[name] = PackedBlock(block, rows=rows)
     if model.norm is not None:
-        model.norm = _packed_norm(model.norm)
+        model.norm = packed_norm(model.norm)
 
 
 def packed(model: InferenceModel, *, rows: int) -> InferenceModel:
@@ -195,8 +196,9 @@ def packed_linear(linears: Sequence[nn.Linear], *, rows: int) -> nn.Module:
     return TransposedLinear(linears) if single else BlockedLinear(linears)
 
 
-def _packed_norm(norm: nn.Module) -> nn.Module:
-    return PackedRMSNorm(norm) if isinstance(norm, nn.RMSNorm) else norm
+def packed_norm(norm: nn.Module) -> nn.Module:
+    """A copy of a norm, of an RMSNorm with fewer operations."""
+    return PackedRMSNorm(norm) if isinstance(norm, nn.RMSNorm) else copy.deepcopy(norm).requires_grad_(False)
 
 
 def _joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

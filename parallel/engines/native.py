@@ -30,7 +30,7 @@ from parallel.axes.gradients import (
 from parallel.axes.initialisation import initialise_shards
 from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.precision import ARITHMETIC
-from parallel.axes.stage import canonical_parameters
+from parallel.axes.stage import ModelStage, canonical_parameters
 from parallel.engines.capabilities import NATIVE
 from parallel.engines.checkpoints import open_checkpoints
 from parallel.engines.native_tensors import NativeTensors
@@ -42,6 +42,7 @@ from parallel.health.replica_check import ReplicaCheck, describe
 from parallel.health.weight_digests import model_digest, weight_digests
 from parallel.inference.local_stage import stages_for_inference
 from parallel.inference.model import DistributedModel
+from parallel.inference.packed_stage import can_pack_stages, packed_stages
 from parallel.layout.mesh import Mesh, build_mesh
 from parallel.parallelize import build_stage, check_parameter_patterns
 
@@ -197,20 +198,15 @@ class NativeEngine:
         """See gpt.training.engine.Engine.
 
         Under ZeRO 3, data ranks gather each block's weights together: they do the same work, or take turns. Otherwise
-        each gathers the weights of its stages once. Compiled blocks run uncompiled, since shapes change with each
-        token.
+        each gathers the weights of its stages once, and packs them on a CPU. Compiled blocks run uncompiled, since
+        shapes change with each token.
         """
         settings = self.settings
         free = settings.parallel.zero_stage == 3
-        if not free:
-            for module in self._sharded_modules():
-                module.unshard()
         dtype = ARITHMETIC[settings.parallel.precision].compute
         with torch.compiler.set_stance("force_eager"):
             yield DistributedModel(
-                stages_for_inference(
-                    self.stages, self.mesh, config=settings.model, objective=self.objective, free=free
-                ),
+                self._stages_for_inference(dtype, free=free),
                 self.mesh,
                 d_model=settings.model.d_model,
                 dtype=dtype,
@@ -218,6 +214,15 @@ class NativeEngine:
                 in_turns=free and in_turns,
             )
         self._reshard()
+
+    def _stages_for_inference(self, dtype: torch.dtype, *, free: bool) -> list[ModelStage]:
+        model, objective = self.settings.model, self.objective
+        if not free and can_pack_stages(self.stages, self.mesh, dtype):
+            return packed_stages(self.stages, config=model, objective=objective)
+        if not free:
+            for module in self._sharded_modules():
+                module.unshard()
+        return stages_for_inference(self.stages, self.mesh, config=model, objective=objective, free=free)
 
     def weights_digest(self) -> str:
         _allow_slow_gathers()
