@@ -71,11 +71,12 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None = None, *,
     assert uniform is not None
     probabilities = kept_probabilities(logits / sampling.temperature, sampling)
     cumulative = probabilities.cumsum(dim=-1)
-    target = uniform.to(cumulative).unsqueeze(1) * cumulative[:, -1:]
-    index = (cumulative <= target).sum(dim=-1)
-    # Rounding can push the index past the last token of positive probability.
-    last = (torch.arange(probabilities.size(-1), device=logits.device) * (probabilities > 0)).amax(-1)
-    return torch.minimum(index, last)
+    total = cumulative[:, -1:].contiguous()
+    target = uniform.to(cumulative).unsqueeze(1) * total
+    index = torch.searchsorted(cumulative, target, right=True)
+    # Rounding can make the target the total itself, which no token exceeds: then take the first that reaches it.
+    last = torch.searchsorted(cumulative, total).clamp_(max=cumulative.size(1) - 1)  # NaN is above every token
+    return torch.minimum(index, last).squeeze(1)
 
 
 def kept_probabilities(scores: Tensor, sampling: Sampling) -> Tensor:

@@ -104,7 +104,7 @@ def sample_responses(
 def draw(logits: Tensor, *, temperature: float, uniform: Tensor, n_ids: int | None) -> tuple[Tensor, Tensor]:
     """Choose a token for each row of logits (b, v). Returns the tokens (b,) and their log-probabilities (b,)."""
     chosen = choose(logits[:, :n_ids], Sampling(temperature), uniform)
-    scaled = logits / (temperature or 1.0)
+    scaled = logits if temperature in (0.0, 1.0) else logits / temperature
     return chosen, scaled.gather(1, chosen.unsqueeze(1)).squeeze(1) - scaled.logsumexp(dim=-1)
 
 

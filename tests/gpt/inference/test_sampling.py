@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt.errors import ConfigError
-from gpt.inference.sampling import GREEDY, Sampling, choose, penalised, seen_tokens
+from gpt.inference.sampling import GREEDY, Sampling, choose, kept_probabilities, penalised, seen_tokens
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,30 @@ def test_rounding_does_not_change_the_choice_between_tokens_of_equal_probability
     chosen = choose(logits, sampling, uniform)
     noisy = choose(logits + 1e-6 * torch.randn(rows, v, generator=generator), sampling, uniform)
     assert (chosen != noisy).sum() <= 2
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0, top_k=20), Sampling(0.8, top_p=0.9), Sampling(1.3)])
+def test_the_draw_counts_the_intervals_up_to_its_number(sampling: Sampling) -> None:
+    """By the definition: the tokens whose cumulative probability is at most the number come before the chosen one."""
+    generator = torch.Generator().manual_seed(6)
+    rows, v = 500, 3001
+    logits = 3.0 * torch.randn(rows, v, generator=generator)
+    uniform = torch.rand(rows, generator=generator)
+    cumulative = kept_probabilities(logits / sampling.temperature, sampling).cumsum(-1)
+    expected = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
+    assert torch.equal(choose(logits, sampling, uniform), expected)
+
+
+def test_the_ends_of_the_draw_give_tokens_of_positive_probability() -> None:
+    """0, and numbers that rounding makes 1; of tokens without a chance at both ends and in between."""
+    logits = torch.full((2, 7), -math.inf)
+    logits[:, [2, 4]] = torch.tensor([0.3, 0.1])
+    for rule in (Sampling(1.0), Sampling(1.0, top_k=3), Sampling(1.0, top_p=0.99)):
+        assert choose(logits, rule, torch.tensor([0.0, 1.0])).tolist() == [2, 4]
+    equal = torch.zeros(1, 5)
+    assert choose(equal, Sampling(1.0), torch.tensor([1.0 - 2.0**-53])).tolist() == [4]
+    assert choose(equal, GREEDY).tolist() == [0], "of equal tokens the first"
+    assert int(choose(equal * math.nan, Sampling(1.0), torch.tensor([0.5]))) in range(5), "the caller says so"
 
 
 @pytest.fixture(scope="module")
