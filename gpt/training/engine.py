@@ -1,6 +1,6 @@
 """The interface between the training loop and the hardware. parallel/engines/ implements it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +202,7 @@ class Engine(Protocol):
         """The loss over batches, without gradients. All data-parallel ranks pass equally many batches of one shape."""
         ...
 
-    def token_values(self, batch: Batch) -> Tensor:
+    def token_values(self, batch: Batch, *, before_each: Callable[[], None] = lambda: None) -> Tensor:
         """One number for each token of a batch, (n, t) in at least fp32 on the engine's device, without gradient.
 
         Of a language model the log-probability of each target, of a scalar head its output; (n, t, c) if the loss has
@@ -212,6 +212,8 @@ class Engine(Protocol):
         An engine that trains runs the code of its training forward, in micro-batches of the same size. If these hold
         the same rows, the values equal those of the loss in the next `forward_backward`, bit for bit. Call it before
         the step's first `forward_backward`. Under ZeRO 3, all data ranks must pass equally many rows.
+
+        `before_each` is called before each micro-batch, such as a heartbeat; the Megatron engine calls it once.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -187,7 +187,7 @@ class DeepSpeedEngine:
         return evaluation_totals(numbers, names=names)
 
     @torch.no_grad()
-    def token_values(self, batch: Batch) -> Tensor:
+    def token_values(self, batch: Batch, *, before_each: Callable[[], None] = lambda: None) -> Tensor:
         """See gpt.training.engine.Engine. Nothing is compiled, so the code is the same without gradients."""
         assert not any(stage.totals for stage in self.stages), "token_values after forward_backward"
         values = values_of_tokens(
@@ -196,6 +196,7 @@ class DeepSpeedEngine:
             self.pipeline,
             self.mesh,
             micro_batch_size=self.settings.micro_batch_size,
+            before_each=before_each,
         )
         self._free_gathered()
         return values

@@ -4,7 +4,7 @@ Weights, data order, loss, clipping and checkpoints are those of the native engi
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,9 +117,10 @@ class MegatronEngine:
         return evaluation_totals(numbers, names=names)
 
     @torch.no_grad()
-    def token_values(self, batch: Batch) -> Tensor:
+    def token_values(self, batch: Batch, *, before_each: Callable[[], None] = lambda: None) -> Tensor:
         """See gpt.training.engine.Engine. `batch` has whole micro-batches."""
         assert not self.schedule.totals, "token_values after forward_backward"
+        before_each()
         batch = batch.to(self.mesh.device)
         values = self.schedule.token_values(list(batch.split(self.settings.micro_batch_size)))
         if self.settings.layout.pipeline == 1:

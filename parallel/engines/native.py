@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -174,7 +174,7 @@ class NativeEngine:
         dist.all_reduce(numbers)
         return evaluation_totals(numbers, names=names)
 
-    def token_values(self, batch: Batch) -> Tensor:
+    def token_values(self, batch: Batch, *, before_each: Callable[[], None] = lambda: None) -> Tensor:
         """See gpt.training.engine.Engine.
 
         If the engine trains, autograd records the forward pass, since torch compiles other code without. It keeps the
@@ -189,6 +189,7 @@ class NativeEngine:
                 self.mesh,
                 micro_batch_size=self.settings.micro_batch_size,
                 multiple=self._packs,
+                before_each=before_each,
             )
         self._reshard()
         return values

@@ -1,6 +1,6 @@
 """An engine that trains relative to a frozen reference model, which another engine on the same mesh holds."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -41,8 +41,8 @@ class ReferencedEngine:
     def evaluate(self, batches: Iterable[Batch]) -> Totals:
         return self.engine.evaluate(self._completed(batch) for batch in batches)
 
-    def token_values(self, batch: Batch) -> Tensor:
-        return self.engine.token_values(batch)
+    def token_values(self, batch: Batch, *, before_each: Callable[[], None] = lambda: None) -> Tensor:
+        return self.engine.token_values(batch, before_each=before_each)
 
     def as_model(self, *, together: bool = False, in_turns: bool = False) -> AbstractContextManager[InferenceModel]:
         return self.engine.as_model(together=together, in_turns=in_turns)

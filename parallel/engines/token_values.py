@@ -1,6 +1,6 @@
 """The loss's values of each token of a batch, by the forward code of training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ def values_of_tokens(
     *,
     micro_batch_size: int,
     multiple: int | None = None,
+    before_each: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """(n, t) or (n, t, c) on every rank of a data rank, which must all call it; see Engine.token_values.
 
@@ -31,6 +32,7 @@ def values_of_tokens(
     last = mesh.layout.stages - 1
     parts: list[Tensor] = []
     for micro_batch in micro_batches(batch, rows=micro_batch_size, multiple=multiple):
+        before_each()
         part = micro_batch.batch
         output = stages[0](part.inputs, part, values=True) if pipeline is None else pipeline.forward(part, values=True)
         if last in mesh.stages:

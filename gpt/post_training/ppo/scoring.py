@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from gpt.errors import ConfigError
-from gpt.losses.batch import Batch
 from gpt.post_training.advantages import gae, group_advantages, moments, token_rewards, whiten
 from gpt.post_training.ppo.config import RewardSource
 from gpt.post_training.ppo.episodes import Episodes
@@ -49,8 +48,7 @@ def score(
     episodes: Episodes, setup: PPOSetup, models: PPOModels, *, beta: float, beat: Callable[[], None]
 ) -> Experience:
     """Score a data rank's episodes. Every rank must call it. ConfigError: a reward function failed on any rank."""
-    config = setup.config
-    by_name = {}
+    config, by_name = setup.config, {}
     for source, reward in zip((*config.rewards, *config.gold), (*models.rewards, *models.gold), strict=True):
         beat()
         by_name[source.name] = scores_of(reward, episodes, setup, models.policy)
@@ -58,10 +56,11 @@ def score(
     if config.missing_end_reward is not None:
         rewards = rewards.where(episodes.ended | ~rewards.isfinite(), config.missing_end_reward)
     mask = episodes.mask & rewards.isfinite()[:, None]
-    # Uncounted episodes are left out as in the updates: the first ratio is exactly 1 for products of equal shapes.
+    # Uncounted episodes are left out as in the updates: the first ratio is exactly 1 for products of equal shapes. All
+    # minibatches go at once, so that an engine gathers its weights once.
     batch = episodes.batch().without_rows((~rewards.isfinite()).nonzero().flatten().tolist())
-    log_probs = values_of(models.policy, batch, setup, beat).masked_fill(~mask, 0.0)
-    reference = values_of(models.reference, batch, setup, beat).masked_fill(~mask, 0.0)
+    log_probs = models.policy.token_values(batch, before_each=beat).cpu().masked_fill(~mask, 0.0)
+    reference = models.reference.token_values(batch, before_each=beat).cpu().masked_fill(~mask, 0.0)
     finite = rewards.nan_to_num(0.0, 0.0, 0.0).float()
     if models.value is None:
         assert setup.group is not None
@@ -70,7 +69,7 @@ def score(
         old_values = returns = torch.zeros_like(log_probs)
         advantages = relative[:, None].expand_as(log_probs).where(mask, 0.0)
     else:
-        old_values = values_of(models.value, batch, setup, beat).masked_fill(~mask, 0.0)
+        old_values = models.value.token_values(batch, before_each=beat).cpu().masked_fill(~mask, 0.0)
         penalised = token_rewards(log_probs, reference, finite, mask=mask, last=episodes.last, beta=beta)
         advantages, returns = gae(penalised, old_values, mask, discount=config.discount, gae_lambda=config.gae_lambda)
     parts = exchange(models.policy, moments(advantages, mask).tolist(), writes=setup.writes)
@@ -95,15 +94,6 @@ def score(
         returns=returns,
         advantage_std=max(squares / max(count, 1.0) - mean * mean, 0.0) ** 0.5,
     )
-
-
-def values_of(engine: Engine, batch: Batch, setup: PPOSetup, beat: Callable[[], None]) -> Tensor:
-    """`Engine.token_values` (n, t) on the CPU, a minibatch's rows at a time, with a heartbeat before each."""
-    found = []
-    for part in batch.split(setup.minibatch // engine.data_size):
-        beat()
-        found.append(engine.token_values(part).cpu())
-    return torch.cat(found)
 
 
 def scores_of(reward: ResponseReward, episodes: Episodes, setup: PPOSetup, policy: Engine) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
 from gpt.losses.batch import Batch
 from gpt.losses.marks import IGNORE
@@ -89,6 +90,23 @@ def test_the_first_ratio_is_exactly_one():
     old = engine.token_values(batch)
     engine.forward_backward(replace(batch, extra={**batch.extra, "old_log_probs": old}))
     assert engine.optimizer_step(1e-3).loss.metrics["ratio_error"] == 0.0
+
+
+def test_weights_are_gathered_once_for_all_minibatches(monkeypatch):
+    """The values are those of minibatches on their own, bit for bit, with a heartbeat before each micro-batch."""
+    engine, (batch, _) = make_engine(OBJECTIVES["policy"]), responses()
+    gathered, beats, gather = [], [], FSDPParam.init_unsharded_param
+    expected = torch.cat([engine.token_values(part) for part in batch.split(ROWS)])
+
+    def counted(parameter):
+        gathered.append(parameter)
+        gather(parameter)
+
+    monkeypatch.setattr(FSDPParam, "init_unsharded_param", counted)
+    values = engine.token_values(batch, before_each=lambda: beats.append(len(gathered)))
+    assert torch.equal(values, expected)
+    assert len(gathered) == len(set(gathered)) == len(engine.parameters)
+    assert beats == [0, len(gathered)]
 
 
 def test_one_data_rank_divides_no_gradient():

@@ -258,13 +258,29 @@ def test_a_short_run_without_any_reward_ends_with_an_error(bandit: Any, tmp_path
 def _recorded(token_values: Any, masks: list[torch.Tensor]) -> Any:
     """`Engine.token_values` that keeps the loss masks of its batches."""
 
-    def recorded(batch: Batch) -> torch.Tensor:
+    def recorded(batch: Batch, **settings: Any) -> torch.Tensor:
         assert batch.loss_mask is not None
         masks.append(batch.loss_mask)
-        found: torch.Tensor = token_values(batch)
+        found: torch.Tensor = token_values(batch, **settings)
         return found
 
     return recorded
+
+
+def test_scoring_asks_each_model_once(bandit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine gathers its weights for each call. Heartbeats come before each micro-batch of all minibatches."""
+    config = PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC)
+    run = bandit.make(tmp_path, config, iterations=1, episodes=16, learning_rate=1e-3)
+    setup, models, calls = run.loop.setup, run.loop.models, list[torch.Tensor]()
+    source = RolloutSource(setup, models.policy)
+    assert source.sample(1, run.loop.state.loop.skipped, version=0, stop=lambda: False, beat=lambda: None)
+    for engine in (models.policy, models.reference, models.value):
+        monkeypatch.setattr(engine, "token_values", _recorded(engine.token_values, calls))
+    beats = list[int]()
+    score(source.read(1), setup, models, beta=0.1, beat=lambda: beats.append(len(calls)))
+    assert [len(mask) for mask in calls] == [16] * 3
+    rows = models.policy.settings.micro_batch_size
+    assert [beats.count(call) for call in (1, 2, 3)] == [16 // rows] * 3
 
 
 def test_what_does_not_count_changes_no_update(bandit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
