@@ -20,9 +20,12 @@ from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGN
 
 MIN_OPEN_FILES = 64
 MAX_OPEN_FILES = 2**20  # some programs loop over all possible descriptors
-EXPECT_S, EXPECT_AT_START_S = 1.0, 2.0  # before the first step, each stop signal ends one rank before the others
+FIRST_STEP_S = 0.5  # a signal waits this long for the end of the first step, which peers may have reached
+EXPECT_S, EXPECT_AT_START_S = (
+    1.0,
+    2.0 + FIRST_STEP_S,
+)  # before the first step, each stop signal ends one rank before the others
 TOGETHER_S = 0.02  # signals within this time count as simultaneous
-FIRST_STEP_S = 0.5  # the ranks end the first step within this time of each other
 LEAVING_S = 2.0  # how long a stopped rank may take to release what it holds, such as the lock of the run directory
 
 
@@ -181,9 +184,8 @@ class StopSignals:
         self._interrupts, self._requested = self._interrupts + 1, True
 
     def step_done(self) -> None:
-        if not self._progress.is_set():
-            with self._turn:  # a thread that ends this process never returns it
-                self._progress.set()
+        with self._turn:  # a thread that ends this process never returns it
+            self._progress.set()
 
     def expect(self) -> None:
         """Wait briefly for a signal after a peer was lost.

@@ -108,6 +108,7 @@ class PPOLoop:
             )
             if models.ema is not None and updates.policy:
                 models.ema.checkpoints.shared.move_weights(models.policy.checkpoints.shared, share=1.0 - config.ema)
+        self.stop.step_done()  # before the main rank alone writes
         self.report(step, experience, updates, elapsed_s=time.perf_counter() - started_at)
         self.check_updates(step, updates)
         return self.finish(step)
@@ -145,7 +146,6 @@ class PPOLoop:
         run, state = self.run, self.state
         state.loop.step = step
         self.trained_tokens += run.batch.step_tokens(step - 1)
-        self.stop.step_done()
         self.ledger.step_done(step=step, tokens=run.batch.tokens_seen(step))
         self.rollouts.discard(step)
         every = run.replica_check_every_steps

@@ -75,8 +75,9 @@ def test_a_signal_at_the_end_of_the_first_step_lets_the_rank_go_on_to_save():
     """Its peers may have done the step already: if it left now, they would lose it in the next step."""
     program = """
 import os, signal, time
-from launch.processes.rank_process import stop_signals
-with stop_signals() as stop:
+from launch.processes import rank_process
+rank_process.FIRST_STEP_S = 30.0
+with rank_process.stop_signals() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.2)
     stop.step_done()
