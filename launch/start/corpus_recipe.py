@@ -32,7 +32,7 @@ def _input(survey: Survey, choice: CorpusChoice) -> list[str]:
         comment = f"  # other texts: {one_line(', '.join(others[:6]))}" if others else ""
         lines.append(f"text_field = {toml(survey.text_field)}{comment}")
     if survey.id_field != "id":
-        lines.append(f"id_field = {toml(survey.id_field)}  # from the texts: many documents share an id in their files")
+        lines.append(f"id_field = {toml(survey.id_field)}  # from the texts: in the files, all documents have one id")
     if survey.encoding:
         lines.append(f"encoding = {toml(survey.encoding)}  # of the files that are not UTF-8: {len(survey.recoded):,}")
     if choice.separator:

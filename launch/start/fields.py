@@ -13,10 +13,10 @@ def choose_field(fields: dict[str, int]) -> str:
 
 
 def choose_id_field(records: Iterable[object]) -> str:
-    """Return "id", or "" if half of the records share their id with another: documents of one id go to one split."""
+    """Return "id", or "" if all records that have an id have the same one: documents of one id go to one split."""
     given = [usable_id(record.get("id")) for record in records if isinstance(record, dict)]
     ids = [name for name in given if name]
-    return "" if len(ids) > 1 and 2 * len(set(ids)) <= len(ids) else "id"
+    return "" if len(ids) > 1 and len(set(ids)) == 1 else "id"
 
 
 def with_ids(texts: Sequence[str], columns: Sequence[str]) -> list[str]:

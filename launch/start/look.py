@@ -211,7 +211,8 @@ def _rows(path: Path) -> list[object]:
         texts = [
             f.name for f in file.schema_arrow if arrow.types.is_string(f.type) or arrow.types.is_large_string(f.type)
         ]
-        batch = next(file.iter_batches(batch_size=_LINES, columns=with_ids(texts, file.schema_arrow.names)), None)
+        columns = with_ids(texts, file.schema_arrow.names)
+        batch = next(file.iter_batches(batch_size=_LINES, columns=columns), None) if texts else None
         return [] if batch is None else list(batch.to_pylist())
     except (arrow.ArrowException, OSError) as error:
         raise ConfigError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None

@@ -25,7 +25,7 @@ def describe_survey(survey: Survey, choice: CorpusChoice) -> Iterator[str]:
     if survey.fields:
         yield f"  fields with text: {', '.join(survey.fields[:8])}; used: {survey.text_field}"
     if survey.id_field != "id":
-        yield "  many documents share an id: ids are taken from the texts (input.id_field)"
+        yield "  all documents have one id: ids are taken from the texts (input.id_field)"
     if choice.languages:
         yield "  languages: " + ", ".join(
             f"{code or 'not detected'} {share:.0%}" for code, share in list(choice.languages.items())[:4]

@@ -86,7 +86,7 @@ def test_two_commands_after_init_train_a_model(tmp_path, monkeypatch, capsys, ki
     assert main(["init", *inputs, *SMALL]) == 0
     said = capsys.readouterr().out
     assert FOUND[kind] in said
-    assert ("many documents share an id" in said) == (kind in ("json_lines", "parquet_folder"))
+    assert ("all documents have one id" in said) == (kind in ("json_lines", "parquet_folder"))
     name = name_of(inputs[0])
     *_, prepare, train = said.splitlines()
     assert (prepare.split(), train.split()) == (

@@ -19,10 +19,10 @@ def test_the_text_field_has_a_usual_name_or_most_characters():
         ([1, 2, 3], "id"),
         ([1, 1, 2], "id"),
         (["same"] * 3, ""),
-        ([0, 0, 1, 1], ""),
+        ([0, 0, 1, 1], "id"),  # passages of two articles, which stay together
     ],
 )
-def test_ids_that_most_documents_share_are_not_used(ids, field):
+def test_an_id_that_all_documents_share_is_not_used(ids, field):
     assert choose_id_field([{"text": "a", "id": name} for name in ids] + ["no object"]) == field
 
 
