@@ -27,9 +27,9 @@ def choose_l2(
 ) -> dict[str, float]:
     """The penalty of each category whose heads predict left-out texts with the least cross-entropy.
 
-    Arguments as for `fit_heads`. A category with one positive or one negative text gets the largest candidate, since no
-    text can be left out. A candidate for which no head fits is left out. ConfigError: as `fit_heads`, if none fits, and
-    no candidates.
+    Arguments as for `fit_heads`. A category with one positive or one negative text gets the largest candidate that
+    fits, since no text can be left out. A candidate for which no head fits, or whose loss is not finite, is left out.
+    ConfigError: as `fit_heads`, if none fits, and no candidates.
     """
     if not candidates:
         raise ConfigError("candidates of l2 are empty: at least one is needed. Use 100")
@@ -44,20 +44,24 @@ def choose_l2(
         start: Floats | None = None
         for l2 in sorted(candidates, reverse=True):  # the minimum moves little from one to the next
             head = minimum(x[known], sign, weight, l2, start=start)
-            loss = np.inf if head is None else 0.0 if is_single else _loss_left_out(head, x[known], sign, weight, l2)
-            if head is None or not np.isfinite(loss):
+            if head is None:
+                continue
+            loss = 0.0 if is_single else _loss_left_out(head, x[known], sign, weight, l2)
+            if not np.isfinite(loss):
                 continue
             start, losses[l2] = head, loss
             if is_single:
                 break
-        if not losses:
+        by_loss = sorted(losses, key=lambda l2: losses[l2])
+        fits = (l2 for l2 in by_loss if minimum(x[known], sign, weight, l2) is not None)  # as `fit_heads`, from zero
+        if (best := next(fits, None)) is None:
             raise no_fit(category, max(candidates))
-        chosen[category] = min(losses, key=lambda l2: losses[l2])
+        chosen[category] = best
     return chosen
 
 
 def _loss_left_out(w: Floats, x: Floats, sign: Floats, weight: Floats, l2: float) -> float:
-    """The cross-entropy of the texts by the heads without each; infinite if the Hessian cannot be inverted."""
+    """The sum of the cross-entropies of texts, each by the head fitted without it. Infinite: a singular Hessian."""
     try:
         return float(weight @ np.logaddexp(0.0, -sign * left_out_logits(w, x, sign, weight, l2)))
     except np.linalg.LinAlgError:
