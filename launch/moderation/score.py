@@ -71,8 +71,9 @@ def _on_main_rank(classifier: OpenedClassifier, write: Callable[[], None]) -> No
     except ConfigError as found:
         error = found
     except OSError as found:
-        where = found.filename2 or found.filename or "the output"
-        error = file_error(found, f"{where} cannot be written: {(found.strerror or '').lower()}")
+        where = found.filename2 or found.filename or "the file of --output"
+        reason = (found.strerror or "").lower()
+        error = file_error(found, f"{where} cannot be written: {reason}. Make room, or name another file with --output")
     by_rank = classifier.run.engine.all_gather_objects([] if error is None else [(str(error), error.exit_status)])
     if error is not None:
         raise error

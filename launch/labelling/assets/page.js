@@ -143,6 +143,7 @@ function build() {
     const mark = make("button", { className: "mark" }, make("kbd", { textContent: category.key.toUpperCase() }),
       make("span", { className: "name", textContent: category.title || category.id }), stateText);
     mark.addEventListener("pointerdown", ({ pointerType }) => (mark.pressedBy = pointerType)); // not every click tells
+    mark.addEventListener("pointercancel", () => (mark.pressedBy = "")); // the page scrolls: no click follows
     mark.addEventListener("click", ({ shiftKey }) => {
       const isTap = ["touch", "pen"].includes(mark.pressedBy), isMarked = [1, null].includes(state.marks[category.id]?.value);
       mark.pressedBy = "";
