@@ -139,7 +139,7 @@ def in_slices(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def slice_sizes(rows: int) -> list[int]:
-    """The sizes of the slices of `rows` rows: as many as fit of 512, of the next multiple of 64, and the rest.
+    """The sizes of the slices of `rows` rows: slices of 512, one of the largest multiple of 64 that fits, and the rest.
 
     Up to 64 rows are one slice: a step of generation has as many rows as texts, and always the same number.
     """

@@ -205,16 +205,18 @@ class NativeEngine:
         settings = self.settings
         free = settings.parallel.zero_stage == 3
         dtype = ARITHMETIC[settings.parallel.precision].compute
-        with torch.compiler.set_stance("force_eager"):
-            yield DistributedModel(
-                self._stages_for_inference(dtype, free=free),
-                self.mesh,
-                d_model=settings.model.d_model,
-                dtype=dtype,
-                data_ranks_together=together or (free and not in_turns),
-                in_turns=free and in_turns,
-            )
-        self._reshard()
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield DistributedModel(
+                    self._stages_for_inference(dtype, free=free),
+                    self.mesh,
+                    d_model=settings.model.d_model,
+                    dtype=dtype,
+                    data_ranks_together=together or (free and not in_turns),
+                    in_turns=free and in_turns,
+                )
+        finally:
+            self._reshard()
 
     def _stages_for_inference(self, dtype: torch.dtype, *, free: bool) -> list[ModelStage]:
         model, objective = self.settings.model, self.objective
