@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n" + "\n".join(map(for_terminal, conclusion(summary))))
     print()
     print(for_terminal(f"report: {page}, to open in a browser; summary: {directory / 'summary.json'}"))
-    print(for_terminal(f"try: triaxial generate {directory} --prompt '...'; triaxial report {directory}"))
+    print(f"try: triaxial generate {directory} --prompt '...'; triaxial report {directory}")  # whole, to be copied
     return 0
 
 

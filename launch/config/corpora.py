@@ -22,13 +22,14 @@ def naming_the_maker() -> Iterator[None]:
 
 
 def check_token_files(data: DataConfig) -> None:
-    """ConfigError with the command that makes them: token files of a corpus are missing. Opens none of them."""
+    """Raise ConfigError, with the command that makes them, if token files are missing. Opens none of them."""
     with naming_the_maker():
-        for corpus in (*data.train, *data.validation):
-            for prefix in shard_prefixes(Path(corpus.path)):
-                for path in (Path(f"{prefix}.idx"), Path(f"{prefix}.bin")):
-                    if not path.is_file():
-                        raise MissingTokenFile(path, prefix)
+        corpora = (*data.train, *data.validation)
+        named = [Path(path) for corpus in corpora for path in (corpus.path, *corpus.streams.values())]
+        for prefix in (prefix for path in named for prefix in shard_prefixes(path)):
+            for file in (Path(f"{prefix}.idx"), Path(f"{prefix}.bin")):
+                if not file.is_file():
+                    raise MissingTokenFile(file, prefix)
 
 
 def maker_of(prefix: Path) -> str:
