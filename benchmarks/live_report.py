@@ -1,6 +1,6 @@
 """Seconds to the first figure of `triaxial report --serve` in a browser that has just started, and the server's memory.
 
-python benchmarks/live_report.py --lines 1000000 --rounds 5
+python -m benchmarks.live_report --lines 1000000 --rounds 5
 
 Each round starts a server and a browser with an empty profile. There is no peer: the target is 2 s, below 500 MB.
 """
