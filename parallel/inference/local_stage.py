@@ -37,16 +37,21 @@ def stages_for_inference(
     return [_local_stage(stage, mesh, config=config, objective=objective, free=free) for stage in stages]
 
 
-def _local_stage(stage: ModelStage, mesh: Mesh, *, config: ModelConfig, objective: Objective, free: bool) -> ModelStage:
-    source = stage.model
+def model_without_weights(source: GPT, *, config: ModelConfig, objective: Objective) -> GPT:
+    """A model with the layers and ends of a stage's, on the meta device."""
     layers = [int(name) for name in source.blocks]
-    model = model_on_meta(
+    return model_on_meta(
         config,
         objective,
         range(layers[0], layers[-1] + 1) if layers else range(0),
         first=source.embed is not None,
         last=source.head is not None,
     )
+
+
+def _local_stage(stage: ModelStage, mesh: Mesh, *, config: ModelConfig, objective: Objective, free: bool) -> ModelStage:
+    source = stage.model
+    model = model_without_weights(source, config=config, objective=objective)
     _replace_layers(model, source, mesh)
     plain = ModelStage(model, stage.loss, attention_mask=stage.attention_mask, tensor=None).eval()
     for held, target in [(stage, plain), *((source.blocks[name], model.blocks[name]) for name in model.blocks)]:

@@ -12,8 +12,8 @@ from gpt.model.gpt import Block
 from gpt.model.heads import VocabularyHead
 from gpt.training.objective import Objective
 from parallel.axes.stage import ModelStage
+from parallel.inference.local_stage import model_without_weights
 from parallel.layout.mesh import Mesh
-from parallel.parallelize import model_on_meta
 
 ROWS = 8  # samples and rollouts have several sequences, so a single row is not what the weights are packed for
 
@@ -38,14 +38,7 @@ def packed_stages(stages: Sequence[ModelStage], *, config: ModelConfig, objectiv
 @torch.no_grad()
 def _packed(stage: ModelStage, *, config: ModelConfig, objective: Objective) -> ModelStage:
     source = stage.model
-    layers = [int(name) for name in source.blocks]
-    model = model_on_meta(
-        config,
-        objective,
-        range(layers[0], layers[-1] + 1) if layers else range(0),
-        first=source.embed is not None,
-        last=source.head is not None,
-    )
+    model = model_without_weights(source, config=config, objective=objective)
     if isinstance(stage, FSDPModule):
         stage.unshard()
     for name, held in source.blocks.items():

@@ -62,23 +62,24 @@ def test_lines_are_printed_during_a_stage_and_a_summary_at_its_end():
     assert re.fullmatch(r"extract: 2 tasks, 10 documents, [\d,]+ documents/s, \d+\.\d s", lines[-1])
 
 
-def test_a_terminal_gets_a_bar():
+def on_terminal(width, *documents):
+    """What a terminal of this width gets from a stage whose tasks read so many documents."""
     text = io.StringIO()
-    progress = ProgressBars(Console(file=text, width=150, force_terminal=True))
-    with progress.stage("extract", n_tasks=2) as stage:
-        stage.advance([Counts("read", 7, 7)], 0)
-        stage.advance([Counts("read", 3, 3)], 0)
-    assert "2/2" in text.getvalue()
-    assert "10 documents" in text.getvalue()
+    progress = ProgressBars(Console(file=text, width=width, force_terminal=True))
+    with progress.stage("extract", n_tasks=len(documents)) as stage:
+        for n in documents:
+            stage.advance([Counts("read", n, n)], 0)
+    return text.getvalue()
+
+
+def test_a_terminal_gets_a_bar():
+    shown = on_terminal(150, 7, 3)
+    assert "2/2" in shown
+    assert "10 documents" in shown
 
 
 def test_a_narrow_terminal_shows_the_words_that_fit():
-    text = io.StringIO()
-    progress = ProgressBars(Console(file=text, width=60, force_terminal=True))
-    with progress.stage("extract", n_tasks=2) as stage:
-        stage.advance([Counts("read", 3_435, 3_435)], 0)
-        stage.advance([Counts("read", 3_435, 3_435)], 0)
-    last = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).strip())[-1]
+    last = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", on_terminal(60, 3_435, 3_435)).strip())[-1]
     assert re.fullmatch(r"extract +━{8} 2/2 0:00:0\d 6,870 documents", last.strip())
 
 
