@@ -101,6 +101,16 @@ def make_folders(folders: Iterable[Path]) -> None:
             sync_folder(parent.parent)
 
 
+def make_attempts(folder: Path) -> None:
+    """Make a share's folder of attempts. Another share may remove the empty folder around it in between."""
+    for _ in range(100):
+        try:
+            return folder.mkdir(parents=True)
+        except FileNotFoundError:
+            continue
+    folder.mkdir(parents=True)
+
+
 def remove_leftovers(temporary: Path, attempts: Path, *, alone: bool) -> None:
     """Remove the files of killed and failed tasks: all of them if no other share can be running."""
     if temporary.is_symlink():  # not made by us: attempts would be written to its target

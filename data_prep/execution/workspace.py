@@ -24,7 +24,7 @@ from data_prep.execution.damage import (
     repeat_until_whole,
     report_damage,
 )
-from data_prep.execution.files import describe_file, disk_errors, make_folders, remove_leftovers
+from data_prep.execution.files import describe_file, disk_errors, make_attempts, make_folders, remove_leftovers
 from data_prep.execution.fingerprint import Fingerprint
 from data_prep.execution.records import TaskRecords, messages
 from data_prep.execution.shares import Share, ShareWatch, WorkFolderLock
@@ -86,7 +86,7 @@ class Workspace:
                 if self._share is not None:
                     self._watch = ShareWatch(self._lock, timeout_s=self._share_timeout_s)
                 remove_leftovers(self.folder / TEMPORARY, self._attempts, alone=self._share is None)
-                self._attempts.mkdir(parents=True)
+                make_attempts(self._attempts)
                 self._records.open(f"manifest{self._lock.label}.jsonl")
             except BaseException:
                 self._lock.release()

@@ -1,8 +1,11 @@
 """Describe and lock files, and report a full disk."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from data_prep.execution.files import describe_file, disk_errors, existing_parent, lock_folder
+from data_prep.execution.files import describe_file, disk_errors, existing_parent, lock_folder, make_attempts
 from gpt.errors import ConfigError
 
 
@@ -43,3 +46,18 @@ def test_a_folder_is_locked_by_one_process_at_a_time(tmp_path):
     with lock_folder(tmp_path):
         assert list(tmp_path.iterdir()) == []
     assert existing_parent(tmp_path / "missing/deeper") == tmp_path
+
+
+def test_attempts_are_made_although_another_share_removes_the_empty_folder_around_them(tmp_path, monkeypatch):
+    attempts, make, removed = tmp_path / ".tmp" / "-1-of-2", os.mkdir, []
+
+    def removing(path, *mode):
+        if Path(path) == attempts and attempts.parent.exists() and not removed:
+            attempts.parent.rmdir()
+            removed.append(path)
+        make(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", removing)
+    make_attempts(attempts)
+    assert removed
+    assert attempts.is_dir()
