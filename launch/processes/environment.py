@@ -256,13 +256,14 @@ def make_libraries_deterministic() -> None:
         )
 
 
+def user_chose_malloc() -> bool:
+    """Return whether the user has set how glibc keeps freed memory."""
+    return any(name in os.environ for name in CPU_MEMORY_SETTINGS)
+
+
 def rank_environment(nproc: int, threads: int | None, *, saved_file: Path) -> dict[str, str]:
     """The environment that all `nproc` local ranks share, with `threads` each (None: an equal part)."""
-    import torch
-
-    defaults = _default_settings(one_node=True)
-    if not torch.cuda.is_available():
-        defaults |= CPU_MEMORY_SETTINGS
+    defaults = _default_settings(one_node=True)  # does not ask torch for GPUs: the import takes seconds
     defaults["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // nproc))
     defaults["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "1"  # as torchrun sets it
     settings = {**defaults, **os.environ}

@@ -14,17 +14,15 @@ from types import FrameType
 
 from gpt.errors import ConfigError
 from gpt.telemetry.output import own_output
-from launch.processes.environment import LauncherEnvironment, quiet_profiler
+from launch.processes.environment import LauncherEnvironment, quiet_profiler, user_chose_malloc
 from launch.processes.error_reports import leave_word, record_end, report_crashes, status_before_restart
 from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGNALS, signal_pipe
 
 MIN_OPEN_FILES = 64
 MAX_OPEN_FILES = 2**20  # some programs loop over all possible descriptors
 FIRST_STEP_S = 0.5  # a signal waits this long for the end of the first step, which peers may have reached
-EXPECT_S, EXPECT_AT_START_S = (
-    1.0,
-    2.0 + FIRST_STEP_S,
-)  # before the first step, each stop signal ends one rank before the others
+EXPECT_S = 1.0
+EXPECT_AT_START_S = 2.0 + FIRST_STEP_S  # before the first step, each stop signal ends one rank before the others
 TOGETHER_S = 0.02  # signals within this time count as simultaneous
 LEAVING_S = 2.0  # how long a stopped rank may take to release what it holds, such as the lock of the run directory
 
@@ -114,11 +112,13 @@ def check_open_files(world_size: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory in this running process, as CPU_MEMORY_SETTINGS does for a child.
+    """Make glibc keep freed memory in this running process, as CPU_MEMORY_SETTINGS does from the start of one.
 
     On the CPU this saves a page fault for every page of every large tensor in every step. No effect with other C
-    libraries.
+    libraries, or if the user has set one of those variables.
     """
+    if user_chose_malloc():
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD, from malloc.h

@@ -21,9 +21,8 @@ from gpt.model.masks import AttentionMask
 from gpt.post_training.sequence_scores import MIN_ROW_TOKENS, TokenScorer
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from gpt.training.objective import Objective
-from launch.processes.environment import ClusterEnvironment, bootstrap_in_this_process
-from launch.processes.rendezvous import join_processes
-from launch.runs.open_model import collective_timeout_s, config_of_newest, inference_layout
+from launch.processes.environment import ClusterEnvironment
+from launch.runs.open_model import config_of_newest, inference_layout, join_ranks
 from launch.runs.saved_run import device_of, find_checkpoint, model_section, section, tokenizer_file
 from parallel.adapters.base import with_bases
 from parallel.adapters.merge import read_merged
@@ -68,10 +67,7 @@ def opened_engine(
     objective = objective_of(config, args.run)
     layout = inference_layout(args, environment.world_size, config)
     device = device_of(args.device, local_rank=environment.local_rank if layout.world_size > 1 else None)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    bootstrap_in_this_process()
-    join_processes(environment, device, timeout_s=collective_timeout_s(config))
+    join_ranks(environment, device, config)
     try:
         yield _load(args, config, objective, layout, device)
     except BaseException:

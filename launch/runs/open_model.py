@@ -23,6 +23,7 @@ from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from launch.config.recipe import apply_overrides, build
 from launch.processes.environment import ClusterEnvironment, bootstrap_in_this_process
 from launch.processes.local_launch import launch_local
+from launch.processes.rank_process import keep_freed_memory
 from launch.processes.rendezvous import join_processes
 from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.saved_run import (
@@ -120,10 +121,7 @@ def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
         yield OpenedModel(LocalModel(loaded.model), loaded.saved, is_main=True)
         return
     device = device_of(args.device, local_rank=environment.local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    bootstrap_in_this_process()
-    join_processes(environment, device, timeout_s=collective_timeout_s(config))
+    join_ranks(environment, device, config)
     saved = open_run(args.run, step=args.step)
     model = load_distributed_model(
         saved.checkpoint,
@@ -133,6 +131,16 @@ def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
     )
     yield OpenedModel(model, saved, is_main=environment.rank == 0)
     dist.destroy_process_group()  # not after an error: it would wait for a peer inside a collective
+
+
+def join_ranks(environment: ClusterEnvironment, device: torch.device, config: dict[str, Any]) -> None:
+    """Prepare this process for its device and join the others; `config` gives the time limit of a collective."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif environment.world_size > 1:  # one process alone may serve for weeks, and keeps malloc's own rules
+        keep_freed_memory()
+    bootstrap_in_this_process()
+    join_processes(environment, device, timeout_s=collective_timeout_s(config))
 
 
 def preview_model(args: argparse.Namespace) -> ModelPreview:

@@ -1,6 +1,8 @@
 """Read torchrun's and Slurm's variables, and set those of torch's libraries."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -57,6 +59,15 @@ def test_the_allocator_of_gpus_grows_its_segments_unless_the_user_chose(monkeypa
     assert found() == "expandable_segments:True"
     assert found(PYTORCH_ALLOC_CONF="max_split_size_mb:64") == "max_split_size_mb:64"
     assert found(PYTORCH_CUDA_ALLOC_CONF="max_split_size_mb:64") is None
+
+
+def test_a_launcher_of_ranks_does_not_wait_for_torch(tmp_path):
+    program = (
+        "import sys, pathlib, launch.commands.train; from launch.processes.environment import rank_environment; "
+        "rank_environment(2, None, saved_file=pathlib.Path('saved')); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "False\n"
 
 
 def test_an_element_of_a_slurm_array_is_a_share(monkeypatch):
