@@ -99,10 +99,15 @@ def _plan_policy(args: argparse.Namespace, config: RunConfig, request: PlanReque
     found, lines = policy_plan(config, request, gpus, keep=args.keep)
     _print([f"{gpus:,} {request.cluster.gpu.name}, stack {request.stack.name}", *lines])
     _print(policy_lines(found, config, args.price_per_gpu_hour))
-    title = f"Plan of {Path(args.recipe).stem}"
+    title = _title(args)
     _write_files(args, found[0].layout, request, gpus, title)
     emit({"gpu": request.cluster.gpu.name, "gpus": gpus, "layouts": policy_json(found, config)})
     return 0
+
+
+def _title(args: argparse.Namespace) -> str:
+    """Of a page or file; the name of a shipped recipe may hold a dot, as in gpt3_6.7b."""
+    return f"Plan of {Path(args.recipe).name.removesuffix('.toml')}"
 
 
 def option_of(args: argparse.Namespace) -> GpuOption:
@@ -231,7 +236,7 @@ def _show(args: argparse.Namespace, found: Planned, request: PlanRequest) -> Non
 def _write(
     args: argparse.Namespace, found: Planned, request: PlanRequest, best: PlannedLayout, knee: int | None
 ) -> None:
-    title = f"Plan of {Path(args.recipe).stem}"
+    title = _title(args)
     if args.html is not None:
         write_page("--html", args.html, plan_page(title, found, request, knee=knee))
         print(f"wrote {args.html}")

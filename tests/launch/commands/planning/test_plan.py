@@ -46,8 +46,9 @@ def test_a_plan_with_every_file(tmp_path, capsys):
 
 def test_a_range_of_gpus_gives_a_curve_with_its_knee(tmp_path, capsys):
     page = tmp_path / "plan.html"
-    assert main(["plan", "gpt3_125m", "--gpus", "8..32xA100-80G", "--html", str(page), "--network", "100G"]) == 0
+    assert main(["plan", "gpt3_2.7b", "--gpus", "8..32xA100-80G", "--html", str(page), "--network", "100G"]) == 0
     assert "(knee)" in capsys.readouterr().out
+    assert "Plan of gpt3_2.7b<" in page.read_text()
     assert "More GPUs" in page.read_text()
 
 
