@@ -3,12 +3,14 @@
     python benchmarks/moderation_score.py --hf FOLDER --texts FILE.jsonl [--field text] [--count 100] [--layers 30]
         [--dtype float32] [--rounds 5] [--threads 1] [--peer-tokens 512] [--json FILE]
 
-FOLDER is a Llama of Hugging Face, such as SmolLM2-135M. Both get the same texts, sorted by length, the same random head
-of eight categories, the same dtype and threads, no gradient, and their own tokenizer. The peer pads batches of at most
---peer-tokens tokens, which is its best use on a CPU; --peer-tokens 0 pads batches of 32 texts. With --pipelines, two
-more contenders are what users write: transformers' pipeline("text-classification") on the texts in the file's order,
-with batch_size 32 and 1. Time is that of the processor (`cpu_s`), so that other work on the machine counts little.
-Scores are compared: 1e-4 in fp32. The last line printed is one JSON object.
+FOLDER is a Llama of Hugging Face, such as SmolLM2-135M. Both get the same texts, the same random head of eight
+categories, the same dtype and threads, no gradient, and their own tokenizer. Both cut long texts into the same windows
+and take the largest score. The peer sorts windows by length and pads batches of at most --peer-tokens tokens, or of 32
+windows if it is 0; with --peer-tokens 1 it takes each window alone, without padding. With --pipelines, two more
+contenders are what users write: transformers' pipeline("text-classification") on the texts in the file's order, with
+batch_size 32 and 1; they cannot cut windows, so only texts that fit in one are taken. Time is that of the processor
+(`cpu_s`), so that other work on the machine counts little. Scores are compared: 1e-5 in fp32. The last line printed is
+one JSON object.
 """
 
 import argparse
@@ -30,9 +32,13 @@ PIPELINES = {"pipeline, batches of 32": 32, "pipeline, one by one": 1}
 def texts_of(args: argparse.Namespace) -> list[str]:
     """Texts spread over the file. They are never printed."""
     from gpt.moderation.label_files import read_records
+    from gpt.tokenizer.tokenizers import load_tokenizer
 
     found = [record.get(args.field) for _, record in read_records(args.texts)]
     texts = [text for text in found if isinstance(text, str) and text.strip()]
+    if args.pipelines:
+        encoded = load_tokenizer(args.hf / "tokenizer.json").encode_arrays(texts)
+        texts = [text for text, ids in zip(texts, encoded, strict=True) if len(ids) < args.window]
     return texts[:: max(1, len(texts) // args.count)][: args.count]
 
 
@@ -87,7 +93,8 @@ def ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     texts = texts_of(args)
 
     def block(some: list[str] = texts) -> dict[str, Any]:
-        return {"scores": classifier.scores(some).tolist(), "texts": len(some)}
+        tokens = classifier.encoded(some)
+        return {"scores": classifier.scores_of(tokens).tolist(), "texts": len(some), "tokens": sum(map(len, tokens))}
 
     block(texts[:4])
     return block
@@ -132,7 +139,10 @@ def pipeline(args: argparse.Namespace, size: int) -> Callable[[], dict[str, Any]
 
 
 def theirs(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
+    import numpy as np
     import torch
+
+    from launch.moderation.windows import largest, windows_of
 
     model, tokenizer = peer_model(args)
     end = tokenizer.convert_tokens_to_ids(END)
@@ -143,17 +153,22 @@ def theirs(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     @torch.inference_mode()
     def block(some: list[str] = texts) -> dict[str, Any]:
         encoded = tokenizer(some, add_special_tokens=False)["input_ids"]
-        rows = [[*ids[: args.window - 1], end] for ids in encoded]
+        windows = [windows_of(np.array(ids, dtype=np.int64), window=args.window, end=end) for ids in encoded]
+        rows = [one.tolist() for of_text in windows for one in of_text]
         scores: dict[int, list[float]] = {}
+        padded = 0
         for batch in batches(sorted(range(len(rows)), key=lambda i: len(rows[i])), rows, args.peer_tokens):
             width = max(len(rows[i]) for i in batch)
+            padded += width * len(batch)
             ids = torch.full((len(batch), width), pad)
             mask = torch.zeros((len(batch), width), dtype=torch.long)
             for row, i in enumerate(batch):
                 ids[row, : len(rows[i])], mask[row, : len(rows[i])] = torch.tensor(rows[i]), 1
             found = torch.sigmoid(model(input_ids=ids, attention_mask=mask, use_cache=False).logits.double())
             scores |= dict(zip(batch, found.tolist(), strict=True))
-        return {"scores": [scores[i] for i in range(len(rows))], "texts": len(rows)}
+        of_windows = np.array([scores[i] for i in range(len(rows))])
+        found = largest(of_windows, [len(of_text) for of_text in windows])
+        return {"scores": found.tolist(), "texts": len(some), "tokens": sum(map(len, rows)), "padded_tokens": padded}
 
     block(texts[:4])
     return block
@@ -208,6 +223,7 @@ def main() -> int:
     }
     result = {
         "texts": n,
+        "tokens": {name: results[0][PEER][name] for name in ("tokens", "padded_tokens")},
         "texts_per_cpu_s": {name: n / statistics.median(found) for name, found in spans.items()},
         "ratios": side_by_side.speed_ratios(spans, OURS),
         "largest_difference": largest,

@@ -160,18 +160,13 @@ def pack(model: GPT, *, rows: int) -> None:
     assert isinstance(head, nn.Linear), "packed already, or a pipeline stage"
     if not can_pack(head.weight.device, head.weight.dtype):
         return
-    pack_blocks(model, rows=rows)
-    setattr(model, "head", packed_linear([head], rows=rows))  # noqa: B010  another type
-
-
-def pack_blocks(model: GPT, *, rows: int) -> None:
-    """As `pack`, of the blocks and the last norm alone, whatever the head is. The caller checks `can_pack`."""
     model.requires_grad_(False)
     for name, block in model.blocks.items():
         assert isinstance(block, Block)
         model.blocks[name] = PackedBlock(block, rows=rows)
     if model.norm is not None:
         model.norm = packed_norm(model.norm)
+    setattr(model, "head", packed_linear([head], rows=rows))  # noqa: B010  another type
 
 
 def packed(model: InferenceModel, *, rows: int) -> InferenceModel:

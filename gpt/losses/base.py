@@ -94,6 +94,16 @@ class SeveralValues(Protocol):
 
 
 @runtime_checkable
+class OwnTokenValues(Protocol):
+    """A loss that may need nothing but a token's own output for the value of that token."""
+
+    @property
+    def values_need_whole_text(self) -> bool:
+        """False: `values` reads no other token's output, and of the batch nothing. True also for any other loss."""
+        ...
+
+
+@runtime_checkable
 class TokenLikelihood(Protocol):
     """A loss whose mean over targets is the negative log-likelihood of a token, in nats."""
 

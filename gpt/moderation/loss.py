@@ -58,6 +58,11 @@ class ClassifierLoss:
         """The numbers of a token that `values` gives."""
         return len(self.ids)
 
+    @property
+    def values_need_whole_text(self) -> bool:
+        """See gpt.losses.base.OwnTokenValues."""
+        return self.mean
+
     def values(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The logits (b, t, c) of each text up to each position, with parents at least their children."""
         logits = self._of_texts(outputs, batch)[..., : len(self.ids)]

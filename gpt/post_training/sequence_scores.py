@@ -1,7 +1,7 @@
 """Score whole sequences with an engine whose head gives one number a position or several, on any layout."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,20 @@ class TokenScorer(Protocol):
     def all_gather_objects(self, values: list[Any]) -> list[list[Any]]: ...
 
 
+@runtime_checkable
+class SequenceScorer(Protocol):
+    """A scorer of this process alone that takes sequences as they are, without rows and padding."""
+
+    @property
+    def data_size(self) -> int: ...
+
+    def sequence_values(self, sequences: Sequence[Ints]) -> Tensor:
+        """The values (n,) or (n, c) at the last token of each sequence. None may be empty."""
+        ...
+
+    def all_gather_objects(self, values: list[Any]) -> list[list[Any]]: ...
+
+
 def row_tokens_for(lengths: Sequence[int], *, multiple: int) -> int:
     """The tokens of a row that holds the longest sequence, a multiple of `multiple` (the tensor ranks)."""
     longest = max(MIN_ROW_TOKENS, *lengths)
@@ -38,7 +52,7 @@ def row_tokens_for(lengths: Sequence[int], *, multiple: int) -> int:
 
 
 def score_sequences(
-    engine: TokenScorer,
+    engine: TokenScorer | SequenceScorer,
     sequences: Sequence[Ints],
     *,
     row_tokens: int,
@@ -50,7 +64,10 @@ def score_sequences(
     It is (n, c) if the engine has c values a token, and n is not 0. A row holds several sequences, apart from each
     other, so a score does not depend on its neighbours. None may be empty or longer than the model's context.
     `advance` gets the number of sequences that are finished.
+    A SequenceScorer gets batches of at most `row_tokens` * `rows_at_once` tokens.
     """
+    if isinstance(engine, SequenceScorer):
+        return _score_without_rows(engine, sequences, batch_tokens=row_tokens * rows_at_once, advance=advance)
     rows = pack([len(one) for one in sequences], row_tokens)
     found: list[tuple[int, Any]] = []
     at_once = rows_at_once * engine.data_size
@@ -66,6 +83,16 @@ def score_sequences(
     everyone: list[list[Any]] = engine.all_gather_objects(found)  # ranks of one data rank give the same numbers
     by_number = {number: score for of_rank in everyone for number, score in of_rank}
     return np.array([by_number[number] for number in range(len(sequences))], dtype=np.float64)
+
+
+def _score_without_rows(
+    scorer: SequenceScorer, sequences: Sequence[Ints], *, batch_tokens: int, advance: Callable[[int], None]
+) -> Floats:
+    found = []
+    for batch in pack([len(one) for one in sequences], batch_tokens):
+        found.append(scorer.sequence_values([sequences[number] for number in batch]).double().cpu().numpy())
+        advance(len(batch))
+    return np.concatenate(found) if found else np.zeros(0)
 
 
 def pack(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:

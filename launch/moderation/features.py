@@ -59,6 +59,11 @@ class HiddenStates:
     metric_names: ClassVar[tuple[str, ...]] = ()
     evaluation_names: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def values_need_whole_text(self) -> bool:
+        """See gpt.losses.base.OwnTokenValues."""
+        return self.pool == "mean"
+
     def values(self, outputs: Any, batch: Batch) -> Tensor:
         hidden: Tensor = outputs
         hidden = hidden.float()

@@ -1,26 +1,29 @@
 """Open a run whose model predicts no tokens: as an engine that trains nothing, or as a module in this process."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from gpt.data.config import DataConfig
-from gpt.inference.cpu_model import can_pack, pack_blocks
-from gpt.losses.base import TokenValues
+from gpt.inference.cpu_model import can_pack
+from gpt.inference.cpu_sequences import SequenceModel
+from gpt.losses.base import OwnTokenValues, TokenValues
 from gpt.losses.batch import Batch
+from gpt.losses.marks import IGNORE
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
-from gpt.model.masks import AttentionMask
-from gpt.post_training.sequence_scores import MIN_ROW_TOKENS, TokenScorer
+from gpt.model.masks import AttentionMask, is_segmented
+from gpt.post_training.sequence_scores import Ints, SequenceScorer, TokenScorer
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
-from gpt.training.objective import Objective
+from gpt.training.objective import Objective, positions_of
 from launch.processes.environment import ClusterEnvironment
 from launch.runs.open_model import config_of_newest, inference_layout, join_ranks
 from launch.runs.saved_run import device_of, find_checkpoint, model_section, section, tokenizer_file
@@ -40,7 +43,7 @@ class OpenedEngine:
     `tensor`: ranks of the tensor axis. `is_main`: the one rank that prints and writes.
     """
 
-    engine: TokenScorer
+    engine: TokenScorer | SequenceScorer
     objective: Objective
     run_directory: Path
     checkpoint: Checkpoint
@@ -149,9 +152,46 @@ def load_local_scorer(
     return LocalScorer(module.eval().requires_grad_(False), objective)
 
 
-def packed_for_scoring(scorer: LocalScorer) -> LocalScorer:
-    """The scorer with its blocks packed for a CPU, where that is possible. Its weights cannot be read afterwards."""
+@dataclass(frozen=True)
+class PackedScorer:
+    """A model on a CPU with packed weights, as gpt.post_training.sequence_scores.SequenceScorer asks for it.
+
+    The objective's mask is by text, causal or full.
+    """
+
+    module: SequenceModel
+    objective: Objective
+    data_rank: int = 0
+    data_size: int = 1
+
+    @torch.inference_mode()
+    def sequence_values(self, sequences: Sequence[Ints]) -> Tensor:
+        """The values (n,) or (n, c) at the last token of each sequence of token ids."""
+        loss = self.objective.loss(compile=False)
+        assert isinstance(loss, TokenValues), "this objective's loss has no values of tokens"
+        lengths = [len(one) for one in sequences]
+        segment_ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).unsqueeze(0)  # (1, t)
+        tokens = torch.from_numpy(np.concatenate(sequences))
+        targets = torch.full((1, 1), IGNORE)
+        batch = Batch(tokens.unsqueeze(0), targets, positions=positions_of(segment_ids), segment_ids=segment_ids)
+        mask = self.objective.attention_mask(batch)
+        assert isinstance(mask, AttentionMask), "a mask that is not by text"
+        assert is_segmented(mask), "a mask that is not by text"
+        ends_only = isinstance(loss, OwnTokenValues) and not loss.values_need_whole_text
+        outputs = self.module(tokens, lengths, causal=mask.kind == "causal", ends_only=ends_only)
+        values = loss.values(outputs.unsqueeze(0), batch)[0]
+        return values if ends_only else values[torch.tensor(lengths).cumsum(0) - 1]
+
+    def all_gather_objects(self, values: list[Any]) -> list[list[Any]]:
+        return [values]
+
+
+def packed_for_scoring(scorer: LocalScorer) -> LocalScorer | PackedScorer:
+    """A scorer with packed weights that wastes nothing on padding, where that is possible: on most CPUs.
+
+    Its weights cannot be read, and `scorer` cannot be used afterwards. Elsewhere `scorer` itself.
+    """
     weight = next(scorer.module.parameters())
-    if can_pack(weight.device, weight.dtype):
-        pack_blocks(scorer.module, rows=MIN_ROW_TOKENS)
-    return scorer
+    if not can_pack(weight.device, weight.dtype):
+        return scorer
+    return PackedScorer(SequenceModel(scorer.module), scorer.objective)
