@@ -58,6 +58,26 @@ def test_gradients_of_micro_batches_add_up(process_group, zero_stage):
     assert len(parts.totals) == 4
 
 
+@pytest.mark.parametrize(
+    ("precision", "zero_stage", "passes"), [("fp32", 0, 2), ("fp32", 1, 2), ("fp32", 2, 4), ("bf16", 1, 4)]
+)
+def test_fsdp_passes_over_micro_batches_in_which_it_has_nothing_to_do(
+    process_group, monkeypatch, precision, zero_stage, passes
+):
+    """In fp32, ZeRO 0 and 1 gather weights in the first of 4 micro-batches and reduce gradients in the last."""
+    stage = stage_of(zero_stage=zero_stage, precision=precision)
+    group = type(stage._get_fsdp_state()._fsdp_param_groups[0])
+    calls = []
+    for name in ("pre_forward", "pre_backward", "post_backward"):
+        hook = getattr(group, name)
+        monkeypatch.setattr(group, name, lambda self, *args, n=name, hook=hook: calls.append(n) or hook(self, *args))
+    for _ in range(2):  # steps
+        calls.clear()
+        accumulate(stage, micro_batches(2), zero_stage=zero_stage)
+        assert [calls.count(name) for name in ("pre_forward", "pre_backward")] == [3 * passes] * 2, "3 units"
+        assert calls.count("post_backward") >= 3 * passes
+
+
 @pytest.mark.parametrize(("rows", "expected"), [(2, [False, True]), (4, [False, True]), (8, [True])])
 def test_fsdp_is_told_of_the_first_and_the_last_backward(process_group, monkeypatch, rows, expected):
     """Telling it visits all modules, so the passes between keep what the first was told."""
