@@ -2,9 +2,11 @@
 
     python benchmarks/engines.py [--json FILE] [--rounds N] [--engines native,deepspeed] [--layouts "data 2, zero 1"]
 
-A layout is measured on every engine that takes it. `cpu ms` is the processor time of rank 0, which other programs on
-the machine disturb less than the clock's time. The last line printed is one JSON object. On a CPU, Megatron-core is
-left out, since it runs on CUDA only; `--megatron-on-cpu` measures it with its CUDA calls answered as in the tests.
+A layout is measured on every engine that takes it. "tensor 2" is without sequence parallelism, which Megatron-core
+has only with Transformer Engine; "tensor 2, sequence parallel" is ours alone. `cpu ms` is the processor time of rank
+0, which other programs on the machine disturb less than the clock's time. The last line printed is one JSON object.
+On a CPU, Megatron-core is left out, since it runs on CUDA only; `--megatron-on-cpu` measures it with its CUDA calls
+answered as in the tests.
 """
 
 import argparse
@@ -39,7 +41,8 @@ from parallel.layout.layout import Layout, resolve_layout
 RANKS = 2
 LAYOUTS = {
     **{f"data 2, zero {stage}": {"data": 2, "zero_stage": stage} for stage in (0, 1, 2, 3)},
-    "tensor 2": {"tensor": 2},
+    "tensor 2": {"tensor": 2, "sequence_parallel": False},
+    "tensor 2, sequence parallel": {"tensor": 2},
     "pipeline 2": {"pipeline": 2},
 }
 WARM_UP_STEPS = 4  # page faults end after the third step
@@ -141,6 +144,8 @@ def layout_of(setting: Setting, engine: str, name: str) -> tuple[ParallelConfig,
     parallel = replace(ParallelConfig(precision="fp32", **LAYOUTS[name]), engine=engine)
     check_engine(parallel, model=setting.model, optimizer=setting.optimizer)
     check_engine_device(parallel, "cpu")
+    if engine == "megatron" and parallel.tensor > 1 and parallel.sequence_parallel:
+        raise ConfigError("sequence parallelism of Megatron-core needs Transformer Engine, which runs on CUDA only")
     n_ctx = setting.model.n_ctx
     return parallel, resolve_layout(parallel, setting.batch, model=setting.model, seq_len=n_ctx, world_size=RANKS)
 

@@ -13,9 +13,11 @@ from gpt.model.heads import VocabularyHead
 from gpt.training.objective import NextToken, Objective
 from gpt.training.optimizer import OptimizerConfig, check_patterns
 from parallel.adapters.attach import attach_adapters, choose_trained, hold_base_in_bf16
+from parallel.axes.column_products import overlap_messages
 from parallel.axes.data_parallel import apply_data_parallel
 from parallel.axes.precision import ARITHMETIC
 from parallel.axes.recomputation import wrap_block
+from parallel.axes.sequence_shards import tensor_ranks
 from parallel.axes.stage import ModelStage
 from parallel.axes.tensor_parallel import allow_asynchronous, apply_tensor_parallel
 from parallel.layout.config import ParallelConfig
@@ -73,7 +75,7 @@ def build_unsharded_stage(
     layout = mesh.layout
     model = model_on_meta(config, objective, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
     if layout.tensor > 1:
-        apply_tensor_parallel(model, config, mesh.tensor)
+        apply_tensor_parallel(model, config, mesh.tensor, splits_sequence=parallel.sequence_parallel)
     tensor = mesh.tensor if layout.tensor > 1 else None
     if adapter is not None:
         attach_adapters(model, adapter, tensor)
@@ -81,12 +83,19 @@ def build_unsharded_stage(
             hold_base_in_bf16(model, adapter)
     ARITHMETIC[parallel.precision].set_products(model, tensor)
     choose_trained(model, adapter, optimizer)
+    if tensor is not None and parallel.schedule in ("1f1b", "gpipe", "interleaved_1f1b"):
+        overlap_messages(model, tensor_ranks(tensor, splits_sequence=parallel.sequence_parallel))
     if parallel.async_tensor:
         allow_asynchronous(mesh.tensor)
     for name, block in model.blocks.items():
         model.blocks[name] = wrap_block(block, parallel)
     return ModelStage(
-        model, loss, attention_mask=objective.attention_mask, tensor=tensor, residual_dropout=residual_dropout
+        model,
+        loss,
+        attention_mask=objective.attention_mask,
+        tensor=tensor,
+        splits_sequence=parallel.sequence_parallel,
+        residual_dropout=residual_dropout,
     )
 
 

@@ -67,10 +67,11 @@ class Attention(nn.Module):
         mask: Mask = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        b, t = x.shape[:2]
-        q = self.q(x).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, h, t, e)
-        k = self.k(x).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, k, t, e)
-        v = self.v(x).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, k, t, e)
+        q, k, v = self.projected(x)
+        b, t = q.shape[:2]
+        q = q.view(b, t, -1, self.d_head).transpose(1, 2)  # (b, h, t, e)
+        k = k.view(b, t, -1, self.d_head).transpose(1, 2)  # (b, k, t, e)
+        v = v.view(b, t, -1, self.d_head).transpose(1, 2)  # (b, k, t, e)
         if angles is not None:
             q, k = rotate(q, angles.cos, angles.sin), rotate(k, angles.cos, angles.sin)
         if cache is not None:
@@ -78,6 +79,10 @@ class Attention(nn.Module):
         y = attend(q, k, v, mask)  # (b, h, t, e)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, -1))  # (b, t, d)
         return out
+
+    def projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, (b, t, h * e) and twice (b, t, k * e)."""
+        return self.q(x), self.k(x), self.v(x)
 
 
 class GeluMLP(nn.Module):
@@ -89,8 +94,12 @@ class GeluMLP(nn.Module):
         self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down(functional.gelu(self.up(x), approximate="tanh"))
+        (up,) = self.projected(x)
+        y: Tensor = self.down(functional.gelu(up, approximate="tanh"))
         return y
+
+    def projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.up(x),)
 
 
 class SwiGLUMLP(nn.Module):
@@ -103,8 +112,12 @@ class SwiGLUMLP(nn.Module):
         self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
+        gate, up = self.projected(x)
+        y: Tensor = self.down(functional.silu(gate) * up)
         return y
+
+    def projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.gate(x), self.up(x)
 
 
 class Block(nn.Module):

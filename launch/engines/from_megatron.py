@@ -29,7 +29,10 @@ def recipe_from_megatron(words: Sequence[str], overrides: Sequence[str]) -> str:
 
 
 def parallel_section(flags: Flags, draft: RecipeDraft) -> None:
-    draft.set("parallel.tensor", flags.number("--tensor-model-parallel-size", 1), "--tensor-model-parallel-size")
+    tensor = flags.number("--tensor-model-parallel-size", 1)
+    draft.set("parallel.tensor", tensor, "--tensor-model-parallel-size")
+    if tensor > 1:
+        draft.set("parallel.sequence_parallel", flags.switch("--sequence-parallel"), "--sequence-parallel")
     pipeline = flags.number("--pipeline-model-parallel-size", 1)
     draft.set("parallel.pipeline", pipeline, "--pipeline-model-parallel-size")
     flags.exclude("--num-layers-per-virtual-pipeline-stage", "--num-virtual-stages-per-pipeline-rank")

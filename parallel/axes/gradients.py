@@ -45,10 +45,11 @@ def sum_tied_gradients(weights: list[nn.Parameter], mesh: Mesh) -> None:
 
 @torch.no_grad()
 def sum_partial_gradients(parameters: list[nn.Parameter], mesh: Mesh) -> None:
-    """Add up over tensor ranks the gradients of the parameters that each of them holds whole.
+    """Add up over tensor ranks the gradients of those of `parameters` that each of them holds whole.
 
-    A rank's layers compute such a gradient from its share of the sequence or of the heads. All tensor ranks must call
-    it, once a step. One all-reduce of fp32 numbers, as many as this rank's shards of these gradients have.
+    A rank's layers compute such a gradient from its share of the sequence or of the heads: see
+    parallel.axes.tensor_parallel.gives_partial_gradient. All tensor ranks must call it, once a step. One all-reduce of
+    fp32 numbers, as many as this rank's shards of these gradients have.
     """
     parts = [_gradient(p) for p in parameters if p.grad is not None and _held_by_all_tensor_ranks(p)]
     if not parts:

@@ -44,6 +44,7 @@ class Pipeline:
         self.mesh = mesh
         self.schedule = parallel.schedule
         self.zero_stage = parallel.zero_stage
+        self.shares = mesh.layout.tensor if parallel.sequence_parallel else 1  # of a sequence between stages
         self.dtype = ARITHMETIC[parallel.precision].compute
         # DualPipeV splits some backward passes. Compiled or recomputed blocks cannot be split, so it splits none.
         self.whole_backward = parallel.schedule == "dualpipev" and (parallel.compile or parallel.recompute != "none")
@@ -102,7 +103,7 @@ class Pipeline:
         return sharded
 
     def _hidden_shape(self, sequences: int, length: int) -> tuple[int, int, int]:
-        return sequences, length // self.mesh.layout.tensor, self.model.d_model
+        return sequences, length // self.shares, self.model.d_model
 
 
 def pass_through(

@@ -37,8 +37,8 @@ _REDUCE_SCATTERS = (
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
     reduce_scatter_by_chunks._opoverload,  # on gloo
 )
-_SCALES = torch.ops._c10d_functional.all_reduce.default  # fp8's largest elements: a few bytes, not sent again
-_REDUCED = ("attention.out", "mlp.down")  # on tensor ranks a reduce-scatter follows each
+_ALL_REDUCE = torch.ops._c10d_functional.all_reduce.default  # takes a tensor, "sum" or "max", and the group's name
+_REDUCED = ("attention.out", "mlp.down")  # on tensor ranks a reduce-scatter or an all-reduce follows each
 
 
 def wrap_block(block: nn.Module, parallel: ParallelConfig) -> nn.Module:
@@ -77,9 +77,9 @@ def products_of(block: nn.Module) -> list[str]:
 def _keep_products(products: list[str], tensor: int) -> Contexts:
     """The contexts of a block's forward pass and of its recomputation.
 
-    Backward does not need the output of the last product. On tensor ranks, a product before a reduce-scatter gives
-    partial sums over the whole sequence; its reduced share, `tensor` times smaller, is kept instead. An adapter's A x
-    is `rank` wide, and B times it is cheap to compute again.
+    Backward does not need the output of the last product. On tensor ranks, a product before a sum over ranks gives a
+    part of it; the sum is kept instead, of which sequence parallelism leaves a rank the `tensor`-th part. An adapter's
+    A x is `rank` wide, and B times it is cheap to compute again.
     """
     reduced = [path for path in products if path.startswith(_REDUCED) and not path.endswith(".b")]
     dropped = {path for path in products if path.endswith(".adapter.b")} | {"mlp.down"}
@@ -95,16 +95,16 @@ def _keep_products(products: list[str], tensor: int) -> Contexts:
 
 
 def _policy(products: set[int], reduced: set[int]) -> Callable[..., CheckpointPolicy]:
-    """Keep the outputs of these products, and of these reduce-scatters, each counted in order."""
+    """Keep the outputs of these products, and of these sums over tensor ranks, each counted in order."""
     numbers = {again: {kind: count() for kind in ("product", "reduced")} for again in (False, True)}
 
     def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         if op in _PRODUCTS:
             keep = next(numbers[context.is_recompute]["product"]) in products
-        elif op in _REDUCE_SCATTERS:
+        elif op in _REDUCE_SCATTERS or (op is _ALL_REDUCE and args[1] == "sum"):
             keep = next(numbers[context.is_recompute]["reduced"]) in reduced
-        else:
-            keep = op in _ATTENTION or op is _SCALES
+        else:  # fp8's largest elements are a few bytes, and not sent again
+            keep = op in _ATTENTION or op is _ALL_REDUCE
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
     return policy

@@ -1,40 +1,68 @@
 """Gather and scatter a sequence between tensor ranks, with gradients, on plain tensors.
 
-Between blocks a rank holds its share of the sequence, (b, t/tp, d); arXiv 2205.05198, section 4.2. Every tensor rank
-must call these functions, forward and backward. DTensor sends the same messages, but dispatches every operation in
-Python. Functional collectives suit compiled blocks, and the policy of selective recomputation sees them.
+Between blocks a rank holds its share of the sequence, (b, t/tp, d); arXiv 2205.05198, section 4.2. Without sequence
+parallelism it holds the whole sequence, and sums take the place of gathers and scatters (arXiv 1909.08053, section 3).
+Every tensor rank must call these functions, forward and backward. DTensor sends the same messages, but dispatches every
+operation in Python. Functional collectives suit compiled blocks, and the policy of selective recomputation sees them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from parallel.axes.reduce_scatter import reduce_scatter, sums_whole_tensors
+from parallel.axes.reduce_scatter import group_named, reduce_scatter, start_chunk_sums, sums_whole_tensors
 
 functional = torch.ops._c10d_functional
 
 
 @dataclass(frozen=True)
 class TensorRanks:
-    """The tensor ranks that share a sequence, as compiled code can read them."""
+    """The tensor ranks of a sequence, as compiled code can read them.
+
+    Without `splits_sequence`, every rank's share is the whole sequence.
+    """
 
     group: str  # torch's name of the process group
     size: int
     rank: int  # of this process
     by_chunks: bool  # how they reduce and scatter, see parallel.axes.reduce_scatter
+    splits_sequence: bool = True
 
-    def gathered(self, share: Tensor) -> Tensor:
+    def gathered(self, share: Tensor, *, keeps_gradient: bool = False) -> Tensor:
         """The whole sequence (b, t, d) from each rank's share. A rank's gradient is its part of a sum: they are added
-        up, and each rank gets its share."""
+        up, and each rank gets its share.
+
+        Backward may overwrite the gradient of the result, unless `keeps_gradient`: its maker needs it again.
+        """
+        if not self.splits_sequence:
+            same: Tensor = _SumOfGradients.apply(share, self.group, keeps_gradient)  # type: ignore[no-untyped-call]
+            return same
         way = self.group, self.size, self.by_chunks
         whole: Tensor = _Gather.apply(share, *way)  # type: ignore[no-untyped-call]
         return whole
 
+    def whole_of(self, share: Tensor) -> Tensor:
+        """The whole sequence (b, t, d) from each rank's share, without a gradient."""
+        return _all_gather(share, self.group, self.size) if self.splits_sequence else share
+
+    def start_sum(self, part: Tensor) -> Callable[[], Tensor]:
+        """Start to add up each rank's part (b, t, d), which it may overwrite. The result waits for the sum and gives
+        this rank's share of it. Without a gradient, and not for compiled code."""
+        if self.splits_sequence:
+            return _started_reduce_scatter(part, self)
+        return _started_sum(part, self.group)
+
     def reduced(self, part: Tensor) -> Tensor:
-        """This rank's share (b, t/tp, d) of the sum of all ranks' parts (b, t, d)."""
+        """This rank's share (b, t/tp, d) of the sum of all ranks' parts (b, t, d). It may overwrite `part`."""
+        if not self.splits_sequence:
+            whole: Tensor = _Sum.apply(part, self.group)  # type: ignore[no-untyped-call]
+            return whole
         way = self.group, self.size, self.by_chunks
         share: Tensor = _ReduceScatter.apply(part, *way)  # type: ignore[no-untyped-call]
         return share
@@ -42,19 +70,23 @@ class TensorRanks:
     def collected(self, share: Tensor) -> Tensor:
         """The whole sequence from each rank's share, for a computation that all ranks repeat: each of them has the
         whole gradient, and keeps its share of it."""
+        if not self.splits_sequence:
+            return share
         whole: Tensor = _Collect.apply(share, self.group, self.size, self.rank)  # type: ignore[no-untyped-call]
         return whole
 
     def share_of(self, whole: Tensor) -> Tensor:
         """This rank's share of a sequence (b, t, ...) that it holds whole. Sends nothing."""
+        if not self.splits_sequence:
+            return whole
         length = whole.size(1) // self.size
         return whole.narrow(1, self.rank * length, length).contiguous()
 
 
-def tensor_ranks(mesh: DeviceMesh) -> TensorRanks:
+def tensor_ranks(mesh: DeviceMesh, *, splits_sequence: bool) -> TensorRanks:
     """The ranks of a mesh of one axis."""
     by_chunks = sums_whole_tensors(mesh.device_type)
-    return TensorRanks(mesh.get_group().group_name, mesh.size(), mesh.get_local_rank(), by_chunks)
+    return TensorRanks(mesh.get_group().group_name, mesh.size(), mesh.get_local_rank(), by_chunks, splits_sequence)
 
 
 class _Gather(torch.autograd.Function):
@@ -79,6 +111,31 @@ class _ReduceScatter(torch.autograd.Function):
         return _all_gather(grads[0], ctx.group, ctx.size), None, None, None
 
 
+class _Sum(torch.autograd.Function):
+    """The sum of all ranks' parts. Every rank computes the same from it, and so has the whole gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: str) -> Tensor:
+        return _summed(part.detach(), group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0], None
+
+
+class _SumOfGradients(torch.autograd.Function):
+    """The same sequence, from which each rank computes a part: their gradients are added up."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, group: str, keeps_gradient: bool) -> Tensor:
+        ctx.group, ctx.keeps_gradient = group, keeps_gradient
+        return whole.view_as(whole)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _summed(grads[0].clone() if ctx.keeps_gradient else grads[0], ctx.group), None, None
+
+
 class _Collect(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, share: Tensor, group: str, size: int, rank: int) -> Tensor:
@@ -88,6 +145,41 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return grads[0].chunk(ctx.size, dim=1)[ctx.rank].contiguous(), None, None, None
+
+
+def _summed(part: Tensor, group: str) -> Tensor:
+    """The sum over ranks, the same bits on all of them. It may overwrite `part`."""
+    part = part.contiguous()
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():  # the compiler, recomputation, a counter
+        whole: Tensor = functional.wait_tensor(functional.all_reduce(part, "sum", group))
+        return whole
+    dist.all_reduce(part, group=group_named(group))
+    return part
+
+
+def _started_sum(part: Tensor, group: str) -> Callable[[], Tensor]:
+    part = part.contiguous()
+    if is_in_torch_dispatch_mode():  # recomputation, a counter
+        sent = functional.all_reduce(part, "sum", group)
+        return lambda: functional.wait_tensor(sent)  # type: ignore[no-any-return]
+    work = dist.all_reduce(part, group=group_named(group), async_op=True)
+
+    def finish() -> Tensor:
+        work.wait()
+        return part
+
+    return finish
+
+
+def _started_reduce_scatter(part: Tensor, ranks: TensorRanks) -> Callable[[], Tensor]:
+    parts = torch.cat(part.chunk(ranks.size, dim=1))  # (tp * b, t/tp, d)
+    if not ranks.by_chunks:
+        sent = functional.reduce_scatter_tensor(parts, "sum", ranks.size, ranks.group)
+        return lambda: functional.wait_tensor(sent)  # type: ignore[no-any-return]
+    if is_in_torch_dispatch_mode():
+        share = reduce_scatter(parts, ranks.size, ranks.group, by_chunks=True)
+        return lambda: share
+    return start_chunk_sums(parts, ranks.size, ranks.group)
 
 
 def _all_gather(share: Tensor, group: str, size: int) -> Tensor:

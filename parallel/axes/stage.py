@@ -39,10 +39,10 @@ class CachedStep:
 class ModelStage(nn.Module):
     """One pipeline stage of a model, with the loss of its last one.
 
-    `attention_mask(batch)` gives the mask of a micro-batch. `tensor`: the ranks that share the sequence between blocks,
-    None if this rank holds it whole. `residual_dropout`: the share of elements that blocks drop, in batches that have
-    `row_keys`; a head may drop some too. `totals` collects, a tuple per micro-batch, the reported loss, its count and
-    its metrics.
+    `attention_mask(batch)` gives the mask of a micro-batch. `tensor`: the tensor ranks, None if there is one; with
+    `splits_sequence` each holds a share of the sequence between blocks. `residual_dropout`: the share of elements
+    that blocks drop, in batches that have `row_keys`; a head may drop some too. `totals` collects, a tuple per micro-
+    batch, the reported loss, its count and its metrics.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class ModelStage(nn.Module):
         *,
         attention_mask: Callable[[Batch], Mask],
         tensor: DeviceMesh | None,
+        splits_sequence: bool = True,
         residual_dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -59,6 +60,7 @@ class ModelStage(nn.Module):
         self.loss = loss
         self.attention_mask = attention_mask
         self.tensor = tensor
+        self.ranks = None if tensor is None else tensor_ranks(tensor, splits_sequence=splits_sequence)
         self.residual_dropout = residual_dropout
         self.drops = residual_dropout > 0 or drops(model.head)
         self.totals: list[tuple[Tensor, ...]] = []
@@ -94,10 +96,10 @@ class ModelStage(nn.Module):
                 hidden.requires_grad_()  # everything up to here is frozen, but schedules run a backward pass anyway
             return hidden
         outputs: Any
-        if self.tensor is None:
+        if self.tensor is None or self.ranks is None:
             outputs = head_outputs(self.model.head, hidden, keys)
         else:
-            outputs = sharded_head_outputs(self.model.head, hidden, self.tensor, keys)
+            outputs = sharded_head_outputs(self.model.head, hidden, self.tensor, self.ranks, keys)
         if values:
             assert isinstance(self.loss, TokenValues), "this objective's loss has no values of tokens"
             return self.loss.values(outputs, batch).detach()
@@ -121,14 +123,16 @@ class ModelStage(nn.Module):
 
     def _length(self, x: Tensor) -> int:
         """The positions of the whole sequence, of which this rank's input may hold a share."""
-        return x.size(1) * (1 if self.model.embed is not None or self.tensor is None else self.tensor.size())
+        if self.model.embed is not None or self.ranks is None or not self.ranks.splits_sequence:
+            return x.size(1)
+        return x.size(1) * self.ranks.size
 
     def _position_keys(self, x: Tensor, batch: Batch) -> Tensor | None:
         """The keys (b, t) from which dropout draws its masks, of this rank's share of the sequence; None without."""
         if batch.row_keys is None or not self.drops:
             return None
         keys = position_keys(batch.row_keys, length=self._length(x))
-        return keys if self.tensor is None else tensor_ranks(self.tensor).share_of(keys)  # (b, t/tp)
+        return keys if self.ranks is None else self.ranks.share_of(keys)  # (b, t/tp)
 
     def _continue(self, x: Tensor, step: CachedStep) -> Tensor:
         """The next stage's input, or on the last stage the output for the tokens at `indices`.

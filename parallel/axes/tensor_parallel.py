@@ -1,17 +1,19 @@
-"""Tensor parallelism with sequence parallelism: layers that compute on this rank's part of each parameter.
+"""Tensor parallelism, with sequence parallelism or without: layers that compute on this rank's part of each parameter.
 
 Megatron-LM's scheme (arXiv 2205.05198, section 4.2). Between blocks each rank holds its share of the sequence,
 (b, t/tp, d). Inside attention and MLP it holds its share of the heads and of the hidden width, over the whole sequence.
-An all-gather precedes each, and a reduce-scatter follows it.
+An all-gather precedes each, and a reduce-scatter follows it. Without sequence parallelism (arXiv 1909.08053, section 3)
+every rank holds the whole sequence, (b, t, d) wherever (b, t/tp, d) is written; an all-reduce follows each.
 
 Parameters are DTensors, which checkpoints, the optimizer and FSDP read. FSDP gives the layers their local tensors (see
 data_parallel), so that DTensor dispatches nothing in a step. The gradient of a parameter that every tensor rank holds
-whole is a part of a sum; see gradients.sum_partial_gradients.
+whole may be a part of a sum; see `gives_partial_gradient`.
 
 If tensor ranks do not divide the key-value heads evenly (2 heads on 4 ranks), the heads are copied, as in Megatron-LM:
 see KeyValueProjection.
 """
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +29,7 @@ from gpt.losses.base import VocabShard, VocabularyOutputs
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT, Block, Embedding
 from gpt.model.heads import VocabularyHead, run_head
+from parallel.axes.column_products import gather_inputs
 from parallel.axes.sequence_shards import TensorRanks, tensor_ranks
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, weight, bias) -> x @ weight.T + bias
@@ -39,10 +42,10 @@ class VocabularyEmbedding(nn.Module):
     of the sequence; backward all-gathers the gradient.
     """
 
-    def __init__(self, whole: nn.Embedding, mesh: DeviceMesh) -> None:
+    def __init__(self, whole: nn.Embedding, mesh: DeviceMesh, ranks: TensorRanks) -> None:
         super().__init__()
         self.weight = _distributed(whole.weight, mesh, Shard(0))
-        self.ranks = tensor_ranks(mesh)
+        self.ranks = ranks
         self.start = mesh.get_local_rank() * -(-whole.num_embeddings // mesh.size())  # the last ranks may hold fewer
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -60,11 +63,11 @@ def look_up_shard(tokens: Tensor, weight: Tensor, *, start: int) -> Tensor:
 class RowLinear(nn.Module):
     """A linear layer whose input features are sharded over tensor ranks; a reduce-scatter adds up their products."""
 
-    def __init__(self, whole: nn.Linear, mesh: DeviceMesh) -> None:
+    def __init__(self, whole: nn.Linear, mesh: DeviceMesh, ranks: TensorRanks) -> None:
         super().__init__()
         self.weight = _distributed(whole.weight, mesh, Shard(1))
         self.bias = None if whole.bias is None else _distributed(whole.bias, mesh, Replicate())
-        self.ranks = tensor_ranks(mesh)
+        self.ranks = ranks
         self.product: Product = nn.functional.linear
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,17 +124,31 @@ def key_value_heads(config: ModelConfig, *, rank: int, tensor: int) -> list[int]
     return [query // group for query in range(rank * queries, (rank + 1) * queries)]
 
 
-def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh) -> None:
+# Of parameters that every rank holds whole, those that work before a sum over ranks, by their canonical names.
+_BEFORE_SUMS = re.compile(r"\.(attention\.[qkv]|mlp\.(gate|up))\.|\.(attention\.out|mlp\.down)\.bias$")
+
+
+def gives_partial_gradient(name: str, *, splits_sequence: bool) -> bool:
+    """Whether the gradient of a parameter that every tensor rank holds whole is a part of a sum over them.
+
+    With the sequence in shares, each gradient is. Else a rank computes norms, positions and heads over the whole
+    sequence, as all do, and has their whole gradients.
+    """
+    return splits_sequence or _BEFORE_SUMS.search(name) is not None
+
+
+def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh, *, splits_sequence: bool = True) -> None:
     """Shard a model's parameters over `mesh` in place, while they are on the meta device. Moves no data.
 
     The model then runs only under FSDP, which replaces its parameters by their local tensors.
     """
-    ranks = tensor_ranks(mesh)
+    ranks = tensor_ranks(mesh, splits_sequence=splits_sequence)
     for block in model.blocks.values():
         assert isinstance(block, Block)
         _shard_block(block, config, mesh, ranks)
+    gather_inputs(model, ranks)
     if isinstance(model.embed, Embedding):
-        setattr(model.embed, "tokens", VocabularyEmbedding(model.embed.tokens, mesh))  # noqa: B010  another type
+        setattr(model.embed, "tokens", VocabularyEmbedding(model.embed.tokens, mesh, ranks))  # noqa: B010  another type
         if model.embed.positions is not None:  # they come whole, and each rank looks up those of its share
             _distribute(model.embed.positions, mesh, Replicate())
             model.embed.positions.register_forward_pre_hook(lambda module, inputs: (ranks.share_of(inputs[0]),))
@@ -160,9 +177,7 @@ def _shard_block(block: Block, config: ModelConfig, mesh: DeviceMesh, ranks: Ten
     for part in ("gate", "up"):
         if hasattr(mlp, part):
             _distribute(getattr(mlp, part), mesh, Shard(0))
-    attention.out, mlp.down = RowLinear(attention.out, mesh), RowLinear(mlp.down, mesh)
-    for layer in (attention, mlp):
-        layer.register_forward_pre_hook(lambda module, inputs: (ranks.gathered(inputs[0]), *inputs[1:]))
+    attention.out, mlp.down = RowLinear(attention.out, mesh, ranks), RowLinear(mlp.down, mesh, ranks)
 
 
 def _distributed(parameter: Tensor, mesh: DeviceMesh, placement: Placement) -> nn.Parameter:
@@ -186,17 +201,19 @@ def allow_asynchronous(mesh: DeviceMesh) -> None:
         enable_symm_mem_for_group(mesh.get_group().group_name)
 
 
-def sharded_head_outputs(head: nn.Module, hidden: Tensor, mesh: DeviceMesh, keys: Tensor | None = None) -> Any:
+def sharded_head_outputs(
+    head: nn.Module, hidden: Tensor, mesh: DeviceMesh, ranks: TensorRanks, keys: Tensor | None = None
+) -> Any:
     """The input of a loss from a head on several tensor ranks; see gpt.model.heads.head_outputs.
 
     `hidden` (b, t/tp, d) and `keys` (b, t/tp): this rank's share. A vocabulary head all-gathers it and reduce-scatters
     its gradient; other heads, which every rank holds whole, run on each rank's share and all-gather their output,
     (b, t, k).
     """
-    ranks = tensor_ranks(mesh)
     if isinstance(head, VocabularyHead):
         shard = vocabulary_shard(head.out_features, head.vocab_size, mesh)
-        return VocabularyOutputs(ranks.gathered(hidden), head.weight, shard)
+        # Zero-bubble schedules run the loss's backward twice, and it keeps its gradient in between.
+        return VocabularyOutputs(ranks.gathered(hidden, keeps_gradient=True), head.weight, shard)
     return ranks.collected(run_head(head, hidden, keys))
 
 

@@ -31,6 +31,7 @@ from parallel.axes.initialisation import initialise_shards
 from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.precision import ARITHMETIC
 from parallel.axes.stage import ModelStage, canonical_parameters
+from parallel.axes.tensor_parallel import gives_partial_gradient
 from parallel.engines.capabilities import NATIVE
 from parallel.engines.checkpoints import open_checkpoints
 from parallel.engines.native_tensors import NativeTensors
@@ -93,9 +94,8 @@ class NativeEngine:
             if settings.layout.pipeline > 1
             else None
         )
-        # The multiple of packed micro-batches, None: padded ones, whose shapes pipelines and compiled code need equal.
-        packs = self.mesh.device.type == "cpu" and self.pipeline is None and not settings.parallel.compile
-        self._packs = settings.layout.tensor if packs else None
+        self._packs, splits = self._packed_multiple(), settings.parallel.sequence_parallel
+        self._in_parts = [p for name, p in self.parameters if gives_partial_gradient(name, splits_sequence=splits)]
         self._partial_gradients = False  # gradients that tensor ranks have not added up yet
         self._replica_check: ReplicaCheck | None = None
         self.tensors = NativeTensors(self.parameters, self.optimizer, self._tied_copies, settings.saves_frozen)
@@ -146,7 +146,7 @@ class NativeEngine:
 
     def _finish_gradients(self) -> None:
         if self._partial_gradients:
-            sum_partial_gradients(self.optimizer.parameters, self.mesh)
+            sum_partial_gradients(self._in_parts, self.mesh)
             self._partial_gradients = False
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
@@ -251,6 +251,13 @@ class NativeEngine:
         """
         totals, self.stages[-1].totals = self.stages[-1].totals, []
         return add_totals(totals if self.mesh.tensor_rank == 0 else [], metrics=metrics, device=self.mesh.device)
+
+    def _packed_multiple(self) -> int | None:
+        """The multiple of packed micro-batches; None: padded ones, as pipelines and compiled code need equal shapes."""
+        parallel = self.settings.parallel
+        if self.mesh.device.type != "cpu" or self.pipeline is not None or parallel.compile:
+            return None
+        return parallel.tensor if parallel.sequence_parallel else 1
 
     def _reshard(self) -> None:
         """Free gathered weights: a checkpoint may change the sharded ones without a backward pass.

@@ -56,6 +56,9 @@ class ParallelConfig:
     """Compile each block with torch.compile, for the shape of a micro-batch. Later steps compile nothing."""
     offload: bool = False
     """Keep the shards of weights, gradients and optimizer in host memory and update them there."""
+    sequence_parallel: bool = True
+    """Share the sequence among tensor ranks between matrices. false keeps it whole on each: more memory, half the
+    messages. No effect with tensor 1."""
     async_tensor: bool = False
     """Overlap the communication of tensor ranks with matrix products."""
 

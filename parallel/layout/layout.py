@@ -161,12 +161,14 @@ def _check_model(parallel: ParallelConfig, model: ModelConfig, seq_len: int, *, 
             f"= {parallel.tensor} is invalid: the compiler splits the products and messages of tensor ranks. Use "
             f"parallel.compile = true with parallel.tensor of at least 2, or parallel.async_tensor = false"
         )
-    for name, number in (
-        ("model.n_heads", model.n_heads),
-        ("model.d_ff", model.ff_width),
-        ("data.seq_len", seq_len),
-        ("model.n_ctx", model.n_ctx),
-    ):
+    if parallel.async_tensor and not parallel.sequence_parallel:
+        raise ConfigError(
+            "parallel.async_tensor = true with parallel.sequence_parallel = false is invalid: the compiler overlaps "
+            "the gathers and reduce-scatters of sequence parallelism. Use parallel.sequence_parallel = true, or "
+            "parallel.async_tensor = false"
+        )
+    shared = (("data.seq_len", seq_len), ("model.n_ctx", model.n_ctx)) if parallel.sequence_parallel else ()
+    for name, number in (("model.n_heads", model.n_heads), ("model.d_ff", model.ff_width), *shared):
         _check_divides(number, parallel.tensor, name, "parallel.tensor")
     rows = model.padded_vocab_size
     if not _fills_all_ranks(rows, parallel.tensor):

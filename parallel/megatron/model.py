@@ -64,7 +64,8 @@ def transformer_config(settings: EngineSettings, mesh: Mesh) -> Any:
         pipeline_dtype=dtype,
         bf16=bf16,
         tensor_model_parallel_size=layout.tensor,
-        sequence_parallel=layout.tensor > 1 and on_cuda and has_transformer_engine(),  # its torch norm refuses it
+        # Megatron-core's torch norm refuses it.
+        sequence_parallel=parallel.sequence_parallel and layout.tensor > 1 and on_cuda and has_transformer_engine(),
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.stages // layout.pipeline if interleaved else None,
         overlap_p2p_comm=interleaved,  # batched messages of 2 pipeline ranks, to the next and to the previous stage,

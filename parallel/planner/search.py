@@ -22,6 +22,7 @@ NOT_TRIED = ("engine", "precision", "compile", "async_tensor", "attention")
 AXIS_OF = {
     **dict.fromkeys(("schedule", "stages_per_rank", "split"), "pipeline"),
     **dict.fromkeys(("zero_stage", "data_shard"), "data"),
+    "sequence_parallel": "tensor",
 }
 
 

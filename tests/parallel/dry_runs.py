@@ -23,6 +23,7 @@ LAUNCH_TIMEOUT_S = 600  # of real processes, and again of dry runs; a hung colle
 B, T, D, LAYERS, VOCAB, FF = 2, 32, 64, 4, 256, 256
 BOOK = {
     "tensor": ({"tensor": 4}, 4, 2),
+    "tensor, whole sequences": ({"tensor": 4, "sequence_parallel": False}, 4, 2),
     "zero 0": ({"zero_stage": 0}, 4, 2),
     "zero 1": ({"zero_stage": 1}, 4, 2),
     "zero 2": ({"zero_stage": 2}, 4, 2),

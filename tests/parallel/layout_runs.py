@@ -234,7 +234,8 @@ def counted_live(live):
 def kept_bytes(engine):
     """What one block holds for backward, its output (the next block's input) counted and its input not; bytes."""
     block = next(iter(engine.stages[0].model.blocks.values()))
-    width = SEQ_LEN // engine.settings.layout.tensor
+    parallel = engine.settings.parallel
+    width = SEQ_LEN // (parallel.tensor if parallel.sequence_parallel else 1)
     x = torch.randn(SEQUENCES, width, engine.settings.model.d_model, dtype=torch.bfloat16, requires_grad=True)
     angles = angles_of(engine.settings.model, None, length=SEQ_LEN, device=torch.device("cpu"))
     with torch.no_grad():

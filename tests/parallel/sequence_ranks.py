@@ -1,5 +1,6 @@
 """Ranks that exchange a sequence and its gradients; test_sequence_shards.py starts them."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,19 +20,16 @@ def exchange(rank, size, folder):
     torch.set_num_threads(1)
     size = int(size)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", size), rank=rank, world_size=size)
-    ranks = tensor_ranks(init_device_mesh("cpu", (size,), mesh_dim_names=("tp",)))
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("tp",))
+    ranks = tensor_ranks(mesh, splits_sequence=True)
     found = {}
-    for sequences in (1, 2):
-        whole, weights = inputs(size, rank, sequences)
-        for name, way in (("gathered", ranks.gathered), ("collected", ranks.collected), ("reduced", ranks.reduced)):
-            x = (whole if name == "reduced" else ranks.share_of(whole)).requires_grad_()
-            y = way(x)
-            (y * weights[:, : y.size(1)]).sum().backward()
-            found[f"{name} {sequences}"] = (y.detach(), x.grad)
-    watched = Operators()
-    with watched, torch.no_grad():
-        found["watched"] = ranks.reduced(inputs(size, rank, 2)[0])
-    found["operators"] = sorted(watched.names)
+    for prefix, way in (("", ranks), ("whole, ", tensor_ranks(mesh, splits_sequence=False))):
+        for sequences in (1, 2):
+            found |= {f"{prefix}{name} {sequences}": pair for name, pair in results_of(way, sequences).items()}
+        watched = Operators()
+        with watched, torch.no_grad():
+            found[f"{prefix}watched"] = way.reduced(inputs(size, rank, 2)[0])
+        found[f"{prefix}operators"] = sorted(watched.names)
     pair = dist.new_group(PAIR)
     for kind in (torch.float32, torch.bfloat16):
         found[f"all {kind}"] = torch.empty(LENGTH, dtype=kind)
@@ -44,6 +42,23 @@ def exchange(rank, size, folder):
     torch.save(found, Path(folder, f"rank{rank}.pt"))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def results_of(ranks, sequences):
+    """By function: the output, and the gradient of the input."""
+    found = {}
+    ways = {"gathered": ranks.gathered, "collected": ranks.collected, "reduced": ranks.reduced}
+    ways["kept"] = partial(ranks.gathered, keeps_gradient=True)
+    for name, way in ways.items():
+        whole, weights = inputs(ranks.size, ranks.rank, sequences)
+        x = (whole if name == "reduced" else ranks.share_of(whole)).requires_grad_()
+        y = way(x * 1)
+        grad = weights[:, : y.size(1)].contiguous()
+        y.backward(grad)
+        found[name] = y.detach(), x.grad
+        if name == "kept":
+            assert torch.equal(grad, weights[:, : y.size(1)])
+    return found
 
 
 class Operators(TorchDispatchMode):

@@ -103,6 +103,7 @@ def job_of(request: PlanRequest, parallel: ParallelConfig, layout: Layout, micro
         schedule=parallel.schedule,
         v_shaped=layout.v_shaped,
         recompute=RECOMPUTE[parallel.recompute],
+        sequence_parallel=parallel.sequence_parallel,
         precision=parallel.precision,
         whole_backward=parallel.schedule == "dualpipev" and (parallel.compile or parallel.recompute != "none"),
     )

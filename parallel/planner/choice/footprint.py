@@ -70,7 +70,7 @@ def rank_footprint(job: Job, rank: int, *, logits_bytes: int = LOGITS_BYTES) -> 
     whole = job.zero < 2 or shard == 1
     gathered = width * (held if job.zero < 3 or shard == 1 else min(held, 2 * block + ends / 2))
     gradients = 4 * (held if whole else held / shard)
-    message = 2 * job.rows * model.d_model / ranks
+    message = 2 * job.rows * model.d_model / job.sequence_shares
     live = in_flight(job.schedule, job.pipeline, job.micro_batches, job.split, job.whole_backward)[rank]
     kept = live.blocks * kept_per_token(job) * job.rows + live.halves * _gradient_bytes(job)
     if len(stages) > 1:
@@ -94,7 +94,7 @@ def _head_bytes(job: Job, logits_bytes: int) -> float:
     vocab = job.model.padded_vocab_size / job.tensor
     rows = min(job.rows, logits_bytes / 4 / vocab)
     summed = 4 * vocab * job.model.d_model if rows < job.rows else 0.0
-    return 10 * vocab * rows + 6 * job.rows * job.model.d_model / job.tensor + summed
+    return 10 * vocab * rows + 6 * job.rows * job.model.d_model / job.sequence_shares + summed
 
 
 def _gradient_bytes(job: Job) -> float:
@@ -107,22 +107,19 @@ def _gradient_bytes(job: Job) -> float:
 
 def kept_per_token(job: Job, *, recompute: str | None = None) -> float:
     """Bytes that one block keeps for backward, for each token of a micro-batch, on one tensor rank."""
-    model, ranks, way = job.model, job.tensor, recompute or job.recompute
+    model, ranks, shares, way = job.model, job.tensor, job.sequence_shares, recompute or job.recompute
     d, kv, ff = model.d_model, model.kv_heads * model.d_head, model.ff_width
     gated = model.activation == "swiglu"
     size = 2 if job.precision == "fp32" else 1
     statistics = 4 * model.n_heads / ranks
     if way == "full":
-        return size * 2 * d / ranks
+        return size * 2 * d / shares
     products = d + 2 * kv + d + (2 if gated else 1) * ff
     if way == "elementwise":
-        return size * 2 * (2 * d + products) / ranks + statistics
-    shared = 4 * d + 2 * (2 * d + 2 * kv) + (8 if gated else 4) * ff
-    if model.norm == "rmsnorm":
-        shared += 12 * d
-    if model.positions == "rope":
-        shared += 4 * (d + kv)
-    return size * (shared / ranks + 4 * d) + statistics + 16 / ranks
+        return size * 2 * (2 * d / shares + products / ranks) + statistics
+    hidden = 4 * d + (12 * d if model.norm == "rmsnorm" else 0)  # inputs of norms
+    inside = 2 * (2 * d + 2 * kv) + (8 if gated else 4) * ff + (4 * (d + kv) if model.positions == "rope" else 0)
+    return size * (hidden / shares + inside / ranks + 4 * d) + statistics + 16 / shares
 
 
 @lru_cache(maxsize=4096)

@@ -130,7 +130,7 @@ def send_seconds(job: Job, messages: Messages) -> float:
     """One message between pipeline ranks."""
     if job.pipeline == 1:
         return 0.0
-    return messages.to_neighbour(job.rows * job.model.d_model * width(job) / job.tensor)
+    return messages.to_neighbour(job.rows * job.model.d_model * width(job) / job.sequence_shares)
 
 
 def tied_seconds(job: Job, messages: Messages) -> float:

@@ -49,7 +49,10 @@ def width(job: Job) -> int:
 def tensor_messages(job: Job, messages: Messages) -> tuple[float, float]:
     """Seconds of one direction of a micro-batch: of a block, and of both ends with the loss's sums."""
     nbytes = job.rows * job.model.d_model * width(job)
-    pair = messages("all_gather", job.tensor, nbytes) + messages("reduce_scatter", job.tensor, nbytes)
+    if job.sequence_parallel:
+        pair = messages("all_gather", job.tensor, nbytes) + messages("reduce_scatter", job.tensor, nbytes)
+    else:
+        pair = messages("all_reduce", job.tensor, nbytes)
     sums = 2 * messages("all_reduce", job.tensor, 8 * job.rows)
     return 2 * pair, pair + sums / 2
 

@@ -131,7 +131,7 @@ def _elementwise(job: Job) -> Iterator[tuple[str, float]]:
     """The elementwise kernels of a block on one rank, and their elements."""
     model, ranks = job.model, job.tensor
     whole = job.rows * model.d_model
-    own = whole / (ranks if job.sequence_parallel else 1)
+    own = whole / job.sequence_shares
     yield model.norm, own
     yield model.norm, own
     yield model.activation, job.rows * model.ff_width / ranks

@@ -81,11 +81,10 @@ def kept_by_megatron(job: Job, stack: Stack) -> float:
     """Bytes that a block keeps for backward, for each token of a micro-batch, on one tensor rank."""
     model, ranks = job.model, job.tensor
     d, kv, wide = model.d_model, model.kv_heads * model.d_head, model.ff_width
-    whole = ranks if job.sequence_parallel else 1
     if job.recompute == "full":
-        return 2 * d / whole
+        return 2 * d / job.sequence_shares
     unfused = stack.attention == "unfused"  # with the masks of dropout, a byte each
     hidden = 8 * d + (2 * d if unfused else 0)  # inputs and outputs of both norms
     split = 2 * (d + 2 * kv) + 2 * d + 2 * wide * (3 if model.activation == "swiglu" else 2)
     scores = 5 * model.n_heads * job.seq_len if unfused and job.recompute != "attention" else 4 * model.n_heads
-    return hidden / whole + (split + scores) / ranks
+    return hidden / job.sequence_shares + (split + scores) / ranks

@@ -50,6 +50,11 @@ class Job:
         return self.seq_len * self.micro_batch_size // self.context
 
     @property
+    def sequence_shares(self) -> int:
+        """Tensor ranks among which a sequence is shared between matrices."""
+        return self.tensor if self.sequence_parallel else 1
+
+    @property
     def flops(self) -> float:
         """Model FLOPs of a step: 6 per weight in a product, attention as if it were not causal."""
         return self.model.train_flops_per_token(self.seq_len) * self.tokens

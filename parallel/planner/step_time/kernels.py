@@ -60,12 +60,13 @@ def block_s(job: Job, cluster: Cluster, stack: Stack) -> tuple[Seconds, Seconds]
     scores, again = _attention_s(job, cluster, stack)
     moved = _elementwise_bytes(job) / (cluster.gpu.memory_gb_per_s * 1e9 * MEMORY_SHARE) * stack.kernels
     messages = _tensor_s(job, cluster, stack)
-    skipped = 0.0 if stack.whole_recompute else product_s(rows, *shapes[-1], speed) + messages / stack.tensor_messages
+    last = messages * (1 if job.sequence_parallel else 2) / stack.tensor_messages  # an all-reduce counts as two
+    skipped = 0.0 if stack.whole_recompute else product_s(rows, *shapes[-1], speed) + last
     forward = Seconds(once, scores, moved, messages)
     repeated = {
         "none": 0.0,
         "attention": scores,
-        "elementwise": moved + messages / 2,
+        "elementwise": moved + (messages / 2 if job.sequence_parallel else 0.0),
         "operators": OPERATORS_SHARE * forward.total,
         "full": forward.total - skipped,
     }[job.recompute]
@@ -129,7 +130,7 @@ def _elementwise_bytes(job: Job) -> float:
     model, ranks = job.model, job.tensor
     heads = model.d_model + 2 * model.kv_heads * model.d_head
     wide = model.ff_width * (2 if model.activation == "swiglu" else 1)
-    hidden = BYTES_HIDDEN * model.d_model / (ranks if job.sequence_parallel else 1)
+    hidden = BYTES_HIDDEN * model.d_model / job.sequence_shares
     scale = 2 if job.precision == "fp32" else 1
     return scale * job.rows * (hidden + BYTES_WIDE * wide / ranks + BYTES_HEADS * heads / ranks)
 

@@ -126,7 +126,7 @@ def _stages_of_busiest(job: Job, times: list[float]) -> list[int]:
 def _message_s(job: Job, cluster: Cluster) -> float:
     if job.pipeline == 1:
         return 0.0
-    nbytes = job.rows * job.model.d_model * (4 if job.precision == "fp32" else 2) / job.tensor
+    nbytes = job.rows * job.model.d_model * (4 if job.precision == "fp32" else 2) / job.sequence_shares
     return send_s(nbytes, cluster, stride=job.tensor * job.context * job.data)
 
 

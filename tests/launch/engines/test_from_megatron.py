@@ -51,6 +51,13 @@ def test_flags_that_are_left_out_have_megatrons_defaults_not_ours() -> None:
     assert "--hidden-dropout 0.1: no dropout, which is Megatron's default" in text
 
 
+@pytest.mark.parametrize(("flags", "expected"), [("", False), ("--sequence-parallel", True)])
+def test_tensor_ranks_share_the_sequence_if_megatrons_did(flags: str, expected: bool) -> None:
+    text, config = recipe_of(f"{PLAIN} --tensor-model-parallel-size 2 {flags}")
+    assert config.parallel.sequence_parallel is expected
+    assert "--sequence-parallel" not in text.split("[run]")[0], "it is carried over, not left out"
+
+
 def test_flags_without_a_counterpart_are_named_with_the_reason() -> None:
     text, _ = recipe_of(
         f"{PLAIN} --num-experts 8 --split 99,1,0 --fp16 --use-flash-attn --num-expert 8 --lr-warmup-init 1"

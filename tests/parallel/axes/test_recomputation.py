@@ -29,7 +29,7 @@ from parallel.layout.config import ParallelConfig
 
 pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
 ONE_HEAD = {**MODERN, "n_layers": 1, "n_kv_heads": 1}
-KEPT = [("gpt3", 1), ("gpt3", 2), ("modern", 2)]  # family, tensor ranks
+KEPT = [("gpt3", 1, 1), ("gpt3", 2, 2), ("gpt3", 2, 1), ("modern", 2, 2)]  # family, tensor ranks, shares of a sequence
 RECOMPUTE = ("none", "selective", "full")
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 # With compiled blocks; a step is of 2 micro-batches or more
@@ -37,6 +37,10 @@ COMPILED = {
     "pipeline 2": (2, {"pipeline": 2}),
     "pipeline 2, dualpipev": (2, {"pipeline": 2, "schedule": "dualpipev"}),
     "data 2, zero 3, selective": (2, {"data": 2, "zero_stage": 3, "recompute": "selective"}),
+    "tensor 2, selective, whole sequences": (
+        2,
+        {"tensor": 2, "recompute": "selective", "sequence_parallel": False},
+    ),
     "tensor 2 x data 2, full": (4, {"tensor": 2, "data": 2, "recompute": "full"}),
 }
 
@@ -52,9 +56,11 @@ def results(tmp_path_factory):
     ):
         runs.append(run_of(f"selective, {name}", world_size, {**parallel, **selective}))
     runs.append(run_of("modern, selective, tensor 2", 2, {"tensor": 2, **selective}, model=MODERN))
-    for family, tensor in KEPT:
-        keys, model = {"tensor": tensor, "precision": "bf16"}, {**(MODERN if family == "modern" else {}), "n_layers": 2}
-        runs.append(run_of(f"kept, {family}, {tensor}", tensor, keys, model=model, steps=1, measure_kept=RECOMPUTE))
+    for family, tensor, shares in KEPT:
+        keys = {"tensor": tensor, "precision": "bf16", "sequence_parallel": shares == tensor}
+        model = {**(MODERN if family == "modern" else {}), "n_layers": 2}
+        name = f"kept, {family}, {tensor}, {shares}"
+        runs.append(run_of(name, tensor, keys, model=model, steps=1, measure_kept=RECOMPUTE))
     if COMPILER:
         runs.append(
             run_of(
@@ -106,22 +112,22 @@ def test_recomputation_keeps_what_the_formulas_say(results):
 
     docs/guides/training/memory_and_overlap.md has the formulas.
     """
-    for family, tensor in KEPT:
+    for family, tensor, shares in KEPT:
         config = ModelConfig(**{**MODEL, **(MODERN if family == "modern" else {})})
         d, kv, ff = config.d_model, config.kv_heads * config.d_head, config.ff_width
         wide = 2 if family == "modern" else 1  # gate and up
         products = d + 2 * kv + d + wide * ff  # q, k, v, attention's own output, first half of the MLP
         statistics = 4 * config.n_heads / tensor  # attention's log-sum-exp, fp32
-        formula = {"full": 2 * d / tensor, "selective": 2 * (2 * d + products) / tensor + statistics}
+        formula = {"full": 2 * d / shares, "selective": 2 * (2 * d / shares + products / tensor) + statistics}
         kept = {
             way: kept_bytes / (SEQUENCES * SEQ_LEN)
-            for way, kept_bytes in results[f"kept, {family}, {tensor}"]["kept_bytes"].items()
+            for way, kept_bytes in results[f"kept, {family}, {tensor}, {shares}"]["kept_bytes"].items()
         }
         assert kept["full"] < kept["selective"] < kept["none"]
         assert math.isclose(kept["full"], formula["full"])
         assert math.isclose(kept["selective"], formula["selective"])
         if family == "gpt3":
-            assert math.isclose(kept["none"], (28 / tensor + 4) * d, rel_tol=0.03)
+            assert math.isclose(kept["none"], (24 / tensor + 4 / shares + 4) * d, rel_tol=0.03)
 
 
 class _Calls(TorchDispatchMode):

@@ -54,6 +54,25 @@ def test_reduced_parts_are_shares_of_the_sum_and_their_gradients_are_gathered(fo
         assert torch.equal(grad, gathered)
 
 
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_ranks_that_hold_the_whole_sequence_add_up_parts_forward_and_gradients_backward(found, sequences):
+    of_rank = [inputs(SIZE, rank, sequences) for rank in range(SIZE)]
+    whole, weights = (sum(tensors) for tensors in zip(*of_rank, strict=True))
+    for rank, (x, own) in enumerate(of_rank):
+        for name in ("gathered", "kept"):
+            y, grad = found[rank][f"whole, {name} {sequences}"]
+            assert torch.equal(y, x)
+            torch.testing.assert_close(grad, weights, rtol=1e-6, atol=1e-6)
+            assert torch.equal(grad, found[0][f"whole, {name} {sequences}"][1]), "replicas must keep the same bits"
+        y, grad = found[rank][f"whole, reduced {sequences}"]
+        torch.testing.assert_close(y, whole, rtol=1e-6, atol=1e-6)
+        assert torch.equal(y, found[0][f"whole, reduced {sequences}"][0])
+        assert torch.equal(grad, own)
+        y, grad = found[rank][f"whole, collected {sequences}"]
+        assert torch.equal(y, x)
+        assert torch.equal(grad, own)
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_chunks_are_added_up_on_the_rank_that_keeps_them(found, kind):
     """Against sums in float64: one rounding in bf16, one per addition in fp32."""
@@ -79,3 +98,5 @@ def test_whoever_watches_operators_sees_one_with_the_same_bits(found):
         assert [name for name in found[rank]["operators"] if "scatter" in name or "all" in name] == [
             "triaxial::reduce_scatter"
         ]
+        assert torch.equal(found[rank]["whole, watched"], found[rank]["whole, reduced 2"][0])
+        assert [name for name in found[rank]["whole, operators"] if "all" in name] == ["_c10d_functional::all_reduce"]

@@ -53,6 +53,16 @@ LAYOUTS = {
     "data 2, zero 2": (2, {"data": 2, "zero_stage": 2}),
     "data 2, zero 3": (2, {"data": 2, "zero_stage": 3}),
     "tensor 2": (2, {"tensor": 2}),
+    "tensor 2, whole sequences": (2, {"tensor": 2, "sequence_parallel": False}),
+    "tensor 2 x pipeline 2, whole sequences": (4, {"tensor": 2, "pipeline": 2, "sequence_parallel": False}),
+    "tensor 2 x pipeline 2, zero bubble, whole sequences": (
+        4,
+        {"tensor": 2, "pipeline": 2, "schedule": "zbv_zero_bubble", "sequence_parallel": False},
+    ),
+    "tensor 2 x data 2, zero 3, selective, whole sequences": (
+        4,
+        {"tensor": 2, "data": 2, "zero_stage": 3, "recompute": "selective", "sequence_parallel": False},
+    ),
     "pipeline 2": (2, {"pipeline": 2}),
     "pipeline 2, gpipe": (2, {"pipeline": 2, "schedule": "gpipe"}),
     "tensor 2 x pipeline 2": (4, {"tensor": 2, "pipeline": 2}),
@@ -79,7 +89,7 @@ def results(tmp_path_factory):
     for name, (world_size, parallel) in LAYOUTS.items():
         micro = 1 if world_size == 8 or parallel.get("data") == 4 else 2
         runs.append(run_of(name, world_size, parallel, micro_batch_size=micro))
-        if name in ("one", "tensor 2 x pipeline 2", "data 2, zero 3"):
+        if name in ("one", "tensor 2 x pipeline 2", "tensor 2 x pipeline 2, whole sequences", "data 2, zero 3"):
             runs.append(run_of(f"modern, {name}", world_size, parallel, model=MODERN))
         if name in ("one", "tensor 2 x pipeline 2"):
             runs.append(run_of(f"bf16, {name}", world_size, {**parallel, "precision": "bf16"}))
@@ -91,6 +101,8 @@ def results(tmp_path_factory):
     for family, model in (("grouped", GROUPED), ("uneven groups", UNEVEN_GROUPS), ("uneven vocabulary", UNEVEN_VOCAB)):
         runs.append(run_of(f"{family}, one", 1, {}, model=model))
         runs.append(run_of(f"{family}, tensor 4", 4, {"tensor": 4}, model=model))
+        whole = {"tensor": 4, "sequence_parallel": False}
+        runs.append(run_of(f"{family}, tensor 4, whole sequences", 4, whole, model=model))
     over_data = {"tensor": 4, "data": 2, "zero_stage": 3, "recompute": "full"}
     runs.append(run_of("grouped, tensor 4 x data 2", 8, over_data, model=GROUPED))
     runs.append(run_of("uneven vocabulary, tensor 4 x data 2", 8, over_data, model=UNEVEN_VOCAB))
@@ -174,7 +186,7 @@ def test_z_loss_on_a_layout_equals_one_process(results):
     assert without["metrics"] == [{}] * 3
 
 
-@pytest.mark.parametrize("name", ["tensor 2 x pipeline 2", "data 2, zero 3"])
+@pytest.mark.parametrize("name", ["tensor 2 x pipeline 2", "tensor 2 x pipeline 2, whole sequences", "data 2, zero 3"])
 def test_modern_architecture_equals_one_process(results, name):
     ours, reference = results[f"modern, {name}"], results["modern, one"]
     assert ours["initial_weights"] == reference["initial_weights"]
@@ -195,6 +207,9 @@ def test_uneven_and_empty_shards_equal_one_process(results):
     "name",
     [
         "grouped, tensor 4",
+        "grouped, tensor 4, whole sequences",
+        "uneven groups, tensor 4, whole sequences",
+        "uneven vocabulary, tensor 4, whole sequences",
         "grouped, tensor 4 x data 2",
         "uneven groups, tensor 4",
         "uneven vocabulary, tensor 4",

@@ -39,6 +39,10 @@ def test_zero_stage_0_shards_over_one_rank(resolve):
             "async_tensor = true with parallel.compile = false and parallel.tensor = 2 is invalid",
         ),
         (
+            {"async_tensor": True, "compile": True, "tensor": 2, "sequence_parallel": False},
+            "async_tensor = true with parallel.sequence_parallel = false is invalid",
+        ),
+        (
             {"async_tensor": True, "compile": True},
             "compile = true and parallel.tensor = 1 is invalid: the compiler splits",
         ),

@@ -37,7 +37,8 @@ def stage_elements(config, stage):
 
 def textbook(name, rank):
     """Bytes per step by (axis, kind), from the papers: tensor with sequence parallelism (arXiv 2205.05198, section 4.2:
-    around attention and around the MLP one all-gather and one reduce-scatter forward, and their opposites backward),
+    around attention and around the MLP one all-gather and one reduce-scatter forward, and their opposites backward;
+    arXiv 1909.08053, section 3: one all-reduce in place of each pair),
     pipeline (one activation and one gradient across each boundary), ZeRO (arXiv 1910.02054, section 7)."""
     parallel, size, m = BOOK[name]
     config = ParallelConfig(**parallel)
@@ -52,7 +53,8 @@ def textbook(name, rank):
     expected = {}
     if tp > 1:
         once = m * (4 * layers + first + last) * activation  # an end of the model: one forward, the opposite backward
-        expected["tensor", "all-gather"] = expected["tensor", "reduce-scatter"] = once
+        kinds = ("all-gather", "reduce-scatter") if config.sequence_parallel else ("all-reduce",)
+        expected |= {("tensor", kind): once for kind in kinds}
     if p > 1:
         tied = VOCAB * D // tp // shard * fp32 if first or last else 0  # its gradients, between the two ends
         expected["pipeline", "send"] = (2 - first - last) * m * activation // tp + tied

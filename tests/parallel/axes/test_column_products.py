@@ -1,0 +1,91 @@
+"""Products whose messages overlap with gradients of weights, on one tensor rank: bits, and the order of backward.
+
+tests/parallel/engines/test_layouts.py compares several ranks with one process.
+"""
+
+import copy
+
+import pytest
+import torch
+from layout_runs import MODEL, MODERN
+from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
+from parallel.axes.column_products import gather_inputs, overlap_messages
+from parallel.axes.sequence_shards import tensor_ranks
+
+WAYS = pytest.mark.parametrize("splits_sequence", [True, False])
+SENT = {True: "triaxial::reduce_scatter", False: "_c10d_functional::all_reduce"}
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that ran, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def models(splits_sequence, keys, change=lambda model: None):
+    """The same model without and with overlap, after `change`."""
+    config = ModelConfig(**{**MODEL, **keys, "n_layers": 1})
+    model = GPT(config)
+    initialise(model, config, seed=1)
+    ranks = tensor_ranks(init_device_mesh("cpu", (1,), mesh_dim_names=("tp",)), splits_sequence=splits_sequence)
+    found = []
+    for each in (model, copy.deepcopy(model)):
+        gather_inputs(each, ranks)
+        change(each)
+        found.append(each)
+    overlap_messages(found[1], ranks)
+    return found
+
+
+def backward(model):
+    tokens = torch.arange(32).view(2, 16)
+    model(tokens).square().sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@WAYS
+@pytest.mark.parametrize("keys", [{}, MODERN], ids=["gpt3", "modern"])
+@pytest.mark.parametrize("frozen", ["", "attention.q.weight", "mlp.up"])
+def test_gradients_have_the_bits_of_autograds_own(process_group, splits_sequence, keys, frozen):
+    def freeze(model):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not frozen or frozen not in name)
+
+    plain, overlapped = models(splits_sequence, keys, freeze)
+    expected, found = backward(plain), backward(overlapped)
+    assert all(grad is None for name, grad in found.items() if frozen and frozen in name)
+    for name, grad in found.items():
+        assert (grad is None) == (expected[name] is None)
+        assert grad is None or torch.equal(grad, expected[name]), name
+
+
+@WAYS
+def test_the_message_starts_before_the_gradients_of_weights(process_group, splits_sequence):
+    orders = []
+    for model in models(splits_sequence, {}):
+        with Operators() as operators:
+            backward(model)
+        names = operators.names[operators.names.index("aten::gelu_backward") :]
+        names = names[: names.index("aten::native_layer_norm_backward")]
+        orders.append([name for name in names if name in ("aten::mm", SENT[splits_sequence])])
+    assert orders == [["aten::mm", "aten::mm", SENT[splits_sequence]], ["aten::mm", SENT[splits_sequence], "aten::mm"]]
+
+
+def test_layers_that_are_not_plain_are_left_as_they_are(process_group):
+    def add_hook(model):
+        model.blocks["0"].attention.k.register_forward_hook(lambda layer, inputs, output: output)
+
+    plain, overlapped = (model.blocks["0"] for model in models(False, {}, add_hook))
+    assert type(overlapped.attention.projected) is type(plain.attention.projected)
+    assert type(overlapped.mlp.projected) is not type(plain.mlp.projected)
