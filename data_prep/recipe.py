@@ -98,7 +98,8 @@ class PrepareConfig:
     """With this section the input's records are conversations. The steps for web text are then off: [extract],
     [language], [quality], [classify], [moderation] and [pii]."""
     labels: LabelsConfig | None = None
-    """With this section the input's records are texts with labels, for a classifier. The same steps are off."""
+    """With this section the input's records are texts with labels, for a classifier. It turns off the steps that
+    [conversations] turns off."""
 
     def __post_init__(self) -> None:
         if self.conversations is not None and self.labels is not None:

@@ -60,8 +60,8 @@ class ConversationsConfig:
     tie_margin: float = 0.0
     """Scores that differ by less make a tie with the lowest of them."""
     join_pairs: bool = True
-    """Of rankings: make one ranking of pairs that follow each other in a file, have one prompt and labeller, and
-    together say nothing that none of them says."""
+    """Of rankings: join pairs that follow each other in a file, with one prompt and labeller, to one ranking, unless
+    the ranking would order answers that no pair or chain of pairs orders."""
     max_prompt_tokens: int | None = None
     """Tokens of a prompt. Longer ones leave no room for an answer, and are dropped."""
     max_tokens: int | None = None

@@ -33,7 +33,8 @@ class QuarantineConfig:
     """The [quarantine] section of a recipe: how many documents a stage may fail on."""
 
     max_share: float = 0.01
-    """A stage stops if it fails on more than this share of its documents, or cannot read so many files to their end."""
+    """A stage stops if it fails on more than this share of its documents, or if more than this
+    share of its files cannot be read to the end."""
     min_documents: int = 20
     """This many failed documents never stop a stage, unless they are all."""
 
