@@ -26,7 +26,7 @@ FOR_DEVELOPERS = ("dev", "benchmarks", "plots")  # extras that no user needs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    add_json_option(parser, "the facts, warnings and problems, or with --measure the profile", was_switch=True)
+    add_json_option(parser, "the facts, warnings and problems (with --measure: the profile)", was_switch=True)
     parser.add_argument(
         "--measure",
         action="store_true",
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     together.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the nodes meet, the same on every node")
     together.add_argument(
-        "--limit-s", type=float, default=60.0, metavar="S", help="seconds for nodes to come, and for each all-reduce"
+        "--limit-s", type=float, default=60.0, metavar="S", help="time limit of the arrival, and of each all-reduce"
     )
     together.add_argument(
         "--bad-nodes", type=Path, metavar="FILE", help="append nodes at fault to FILE, with the reason"

@@ -31,7 +31,7 @@ from launch.runs.saved_run import (
 
 
 def add_classifier_arguments(parser: argparse.ArgumentParser, *, layouts: bool = True) -> None:
-    """Add the arguments that say how the run of `add_run_arguments` is opened."""
+    """Add the arguments that set how the run of `add_run_arguments` is opened."""
     parser.add_argument(
         "--window",
         type=int,

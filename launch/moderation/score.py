@@ -22,7 +22,7 @@ DIGITS = 9  # of a score: more than fp32 has
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What is scored, and what goes into the lines. Equal requests to equal models may go on with each other's work."""
+    """What is scored, and what goes into the lines. Work continues if request and model are equal."""
 
     inputs: ScoreInputs
     output: Path

@@ -1,4 +1,4 @@
-"""Write a file of scores that grows chunk by chunk, so that an interrupted run goes on where it stopped.
+"""Write a file of scores that grows chunk by chunk, so that an interrupted run continues where it stopped.
 
 FILE.jsonl           one line for each text; gzip for FILE.jsonl.gz, a table for FILE.parquet
 FILE.summary.json    the model's version, the taxonomy, counts
@@ -74,7 +74,7 @@ class ScoreFile:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the files, and cut them to what is known to be whole. Call `add` and `finish` inside.
+        """Lock the files, and truncate them to the recorded lengths. Call `add` and `finish` inside.
 
         ConfigError: another command writes them, or has written to them since this object was made.
         """

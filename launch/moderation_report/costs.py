@@ -1,4 +1,4 @@
-"""The cost of labels: labels, positives and time by pipeline and by labeller, from files of `moderate label`."""
+"""The cost of labels: number, positives and time by pipeline and by labeller, from files of `moderate label`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -62,7 +62,7 @@ def read_version(path: Path, taxonomy: Taxonomy, *, name: str, thresholds: Mappi
 
 
 def open_runs(paths: Sequence[Path]) -> "dict[Path, OpenedClassifier]":
-    """Open those of the paths that are folders: runs, on this process alone. ConfigError: no classifier run."""
+    """Open the paths that are folders as runs, in this process alone. ConfigError: no classifier run."""
     found = {}
     for path in paths:
         if path.is_dir():

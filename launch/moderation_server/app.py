@@ -32,7 +32,7 @@ _NO_LOG = logging.Logger("aiohttp, whose messages quote requests", logging.CRITI
 
 @dataclass
 class ModerationService:
-    """What the handlers share. `draining`: set when the server is to stop; it then only finishes what it has begun."""
+    """What the handlers share. `draining`: set when the server stops; it then only answers accepted requests."""
 
     scorer: TextScorer
     queue: BatchQueue

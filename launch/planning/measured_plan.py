@@ -74,7 +74,7 @@ def measured_request(
 
 
 def at_ranks(request: PlanRequest, profile: MachineProfile, ranks: int) -> PlanRequest:
-    """The request with the shares of memory and speed that each of `ranks` processes has."""
+    """The request, with each of `ranks` processes having its share of memory and speed."""
     known = request.cluster.gpu if profile.machine.gpus else None
     cluster = machine_cluster(profile, known, ranks=ranks)
     return replace(request, cluster=replace(cluster, machine=request.cluster.machine))

@@ -70,6 +70,8 @@ class ModelPreview:
 def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the number of processes; use it with `add_run_arguments` and `add_device_arguments`."""
     parser.set_defaults(takes_overrides=True)
+    layout = ", ".join(f"--parallel.{key}" for key in _KEYS)
+    parser.epilog = f"Of the recipe's keys, only the layout can be set: {layout}."
     parser.add_argument(
         "--nproc",
         type=int,

@@ -70,7 +70,7 @@ class _File:
 def look(paths: Iterable[str], *, without: Path, following: Callable[[list[Path]], Iterable[Path]] = iter) -> Survey:
     """Survey local files and folders. ConfigError: there is nothing to read, or a file changes meanwhile.
 
-    `without`: the folder of the corpus to be, which is no input. `following` passes the files on and shows how many.
+    `without`: the future corpus folder, which is no input. `following` yields the files and shows the progress.
     """
     given = tuple(dict.fromkeys(paths))
     found = list(dict.fromkeys(path for name in given for path in _files(name, without)))

@@ -61,7 +61,7 @@ def _usable(name: str) -> str:
 def text_in_lines(start: bytes, field: str) -> tuple[int, int, int] | None:
     """Bytes of text, bytes and number of the whole JSON lines at the start of a file. None: it has no whole line.
 
-    All are of the same lines: where lengths vary, the mean text of other lines would not go with the bytes of these.
+    All three come from the same lines, because the mean text of other lines would not fit these bytes.
     """
     lines = start.splitlines(keepends=True)
     lines = lines if start.endswith(b"\n") else lines[:-1]

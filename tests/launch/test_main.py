@@ -46,6 +46,15 @@ def test_help_of_a_command_with_a_recipe_says_that_keys_can_be_set(capsys):
         assert "--section.key" in capsys.readouterr().out.lower()
 
 
+def test_help_of_a_command_with_a_model_says_that_only_its_layout_can_be_set(capsys):
+    for words in (["generate", "--help"], ["evaluate", "--help"], ["score", "--help"], ["moderate", "score", "--help"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        shown = capsys.readouterr().out
+        assert "--parallel.pipeline" in shown
+        assert "Every key of the recipe" not in shown
+
+
 def test_help_of_a_group_of_commands_lists_them(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["moderate", "--help"])

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--per-category", type=int, default=PER_CATEGORY, metavar="N", help=f"of each kind (default: {PER_CATEGORY})"
     )
-    parser.add_argument("--auditor", type=Path, nargs="+", metavar="FILE", help="labels of the auditor: F1 against him")
+    parser.add_argument("--auditor", type=Path, nargs="+", metavar="FILE", help="labels of the auditor, to measure F1")
     parser.add_argument(
         "--random-part",
         type=Path,
@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cross-fit",
         action="store_true",
-        help="flag labels that --scores contradict, of classifiers that you have trained on the other half each: this "
-        "command trains nothing. `triaxial docs guides/moderation` has the commands, from --halves to here",
+        help="flag labels that contradict --scores, which must come from classifiers of the other half: this command "
+        "trains nothing. `triaxial docs guides/moderation` has all commands, from --halves on",
     )
     parser.add_argument("--flagged", type=Path, metavar="FILE.jsonl", help="with --cross-fit: write the flagged texts")
     parser.add_argument("--seed", type=int, default=0, help="of the halves and the sample (default: 0)")

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_penalty,
         default=100.0,
         metavar="L",
-        help="penalty of the weights, for features of deviation 1; auto: that of each category which predicts left-out "
-        "texts best (default: %(default)g)",
+        help="penalty of the weights, for features of deviation 1; auto: for each category the one that predicts "
+        "left-out texts best (default: %(default)g)",
     )
     add_device_arguments(parser)
 

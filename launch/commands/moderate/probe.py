@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="labelled texts: to perturb, to reduce, and to measure by slices",
     )
     parser.add_argument("--slice-by", nargs="+", default=[], metavar="NAME", help="groups of the labelled texts")
-    parser.add_argument("--share", type=float, default=0.5, help="of the words that are perturbed (default: 0.5)")
+    parser.add_argument("--share", type=float, default=0.5, help="share of the words to perturb (default: 0.5)")
     parser.add_argument(
         "--limit", type=float, default=LIMIT, help=f"reduce while p is at least this (default: {LIMIT})"
     )
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--device", default="auto", help="of a run: auto, cpu or cuda (default: auto)")
-    add_json_option(parser, "all results, for `triaxial moderate report`")
+    add_json_option(parser, "all results (for `triaxial moderate report`)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="ID=P",
-        help="the threshold of a category's pipeline above (default: 0.5; the highest scores fill up too few)",
+        help="threshold of `above` for a category (default: 0.5; if too few reach it, the next highest are used)",
     )
     parser.add_argument(
         "--top",

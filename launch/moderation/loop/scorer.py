@@ -1,4 +1,4 @@
-"""What a probe scores texts with: a classifier run, or a Python function of someone else's classifier."""
+"""The scorer of a probe: a classifier run, or a Python function of another classifier."""
 
 import importlib
 import sys
