@@ -97,8 +97,8 @@ class Classifier:
         return warnings + self._describe(files.name, counts, n_texts=int((np.diff(borders) > 0).sum()))
 
     def check_mixture(self, corpora: Sequence[CorpusFiles], *, rows: int) -> list[str]:
-        """See gpt.training.objective.MixtureObjective. Of domain adversarial training only, which needs micro-batches
-        with texts of both domains."""
+        """See gpt.training.objective.MixtureObjective. Only for domain adversarial training, which needs
+        micro-batches with texts of both domains."""
         if not self.config.adversarial_weight:
             return []
         found = [self._domains(files) for files in corpora]

@@ -76,7 +76,7 @@ def as_line(one: LabelledText, taxonomy: Taxonomy) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (its place, such as "line 3"; the fields) of each record of JSON lines, CSV or Parquet, by the ending.
+    """Yield (its position, such as "line 3"; the fields) of each record of JSON lines, CSV or Parquet, by the ending.
 
     Values of CSV are texts. ConfigError: the file is missing, damaged or not UTF-8, or a line is no object.
     """

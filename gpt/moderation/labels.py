@@ -49,7 +49,7 @@ def text_id(text: str) -> str:
 def merged(texts: Iterable[LabelledText], *, rule: VoteRule = "majority") -> list[LabelledText]:
     """One text for each id, in the order of their first lines. `rule`: as for `vote`; ties are unknown.
 
-    The last line of a labeller about a text replaces his earlier ones. Lines without a labeller all count. Severities
+    The last line of a labeller about a text replaces the earlier ones. Lines without a labeller all count. Severities
     are the lower median. ConfigError: two texts, in NFC, have one id.
     """
     by_id: dict[str, list[LabelledText]] = {}

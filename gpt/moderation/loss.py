@@ -1,4 +1,4 @@
-"""The loss of a classifier: binary cross-entropy of every known label, and nothing of unknown ones."""
+"""The loss of a classifier: binary cross-entropy of known labels; unknown ones contribute nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ def clipped_value_loss(
 ) -> tuple[Tensor, Tensor]:
     """Half the squared error of each value, and whether clipping has raised it.
 
-    With `clip`, the larger of it and the one of the value moved to within `clip` of the old value.
+    With `clip`, the larger of this loss and that of the value clamped to within `clip` of the old value.
     """
     free = (values - returns).square()
     if clip is None:

@@ -29,7 +29,7 @@ def choose_l2(
 
     Arguments as for `fit_heads`. A category with one positive or one negative text gets the largest candidate that
     fits, since no text can be left out. A candidate for which no head fits, or whose loss is not finite, is left out.
-    ConfigError: as `fit_heads`, if none fits, and no candidates.
+    ConfigError: as `fit_heads`; none fits; or there are no candidates.
     """
     if not candidates:
         raise ConfigError("candidates of l2 are empty: at least one is needed. Use 100")

@@ -1,6 +1,6 @@
 """Features of texts from several layers of a frozen trunk, in one process: hidden states pooled over the tokens.
 
-A middle layer often tells more of a text than the last one, which is made to predict a token.
+A middle layer often describes a text better than the last one, which is trained to predict a token.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 def krippendorff_alpha(votes: ArrayLike) -> float:
     """Krippendorff's alpha for nominal data (2004, chapter 11): 1 is agreement, 0 that of chance, below 0 is worse.
 
-    `votes` (n, r): what each of r labellers said of each text, 1 or 0, NaN where he said nothing. Texts with fewer than
+    `votes` (n, r): the label of each of r labellers for each text, 1 or 0, NaN without one. Texts with fewer than
     two votes do not count. NaN without such a text, or if all votes are equal.
     """
     positive, negative = _counts(votes)

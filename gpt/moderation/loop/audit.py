@@ -1,4 +1,4 @@
-"""The audit of labels (arXiv 2208.03274, 3.2): what an auditor looks at, and F1 of the labels against his."""
+"""The audit of labels (arXiv 2208.03274, 3.2): texts for an auditor, and F1 of the labels against the auditor's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

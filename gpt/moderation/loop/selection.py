@@ -2,7 +2,7 @@
 
 - `random`: a uniform sample of the pool.
 - `above:C`: for category C, a random draw from the texts with a score of at least its threshold, or from the texts with
-  the highest scores (`top`). Too few of them are filled up with the next highest scores.
+  the highest scores (`top`). If there are too few, the next highest scores are added.
 - `uncertain:C`: the texts whose score is nearest to 0.5.
 
 The pipelines are pooled, and a text of a large metadata group gets a lower weight: a group's share is proportional to
@@ -37,7 +37,7 @@ class SelectionSettings:
     """What to choose: `n` texts. `shares` (of KINDS) need not sum to 1; `thresholds` are those of `above`.
 
     `top`: `above` draws from the `top` highest scores of each category instead of those above a threshold.
-    `oversample`: so many times `n` texts are pooled, of which the weights of groups choose n; 1 without groups.
+    `oversample`: pool this many times `n` texts, from which the weights of groups choose n; 1 without groups.
     """
 
     n: int
@@ -64,7 +64,7 @@ class SelectionSettings:
 
 @dataclass(frozen=True)
 class PoolState:
-    """All that a selection needs to know of the texts seen by now. `heaps`: by name of the pipeline, or `best:C`."""
+    """Everything that a selection keeps of the texts seen so far. `heaps`: by name of the pipeline, or `best:C`."""
 
     seen: int
     heaps: Mapping[str, Candidates]

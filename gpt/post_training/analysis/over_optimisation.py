@@ -65,5 +65,5 @@ def fit_law(d: Values, rewards: Values, *, form: Form) -> RewardLaw | None:
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL of best-of-n to the policy that it draws from, in nats: log n - (n - 1) / n; with ties, at most."""
+    """KL of best-of-n to the policy that it draws from, in nats: log n - (n - 1) / n; an upper bound with ties."""
     return math.log(n) - (n - 1) / n

@@ -1,6 +1,6 @@
 """How toxic the continuations of prompts are: expected maximum and probability (RealToxicityPrompts, arXiv 2009.11462).
 
-InstructGPT measures its models so (arXiv 2203.02155, section 4.2). A score is from 0 to 1.
+InstructGPT measures its models this way (arXiv 2203.02155, section 4.2). A score is from 0 to 1.
 """
 
 from dataclasses import dataclass

@@ -228,7 +228,7 @@ class PPOLoop:
         return lambda: self.heartbeat.beat(name, step)
 
     def asked(self) -> End | None:
-        """Why any rank wants the run to end here, if one does. Every rank must call it."""
+        """The reason why a rank wants the run to end here; None without one. Every rank must call it."""
         stop_after_s = self.run.config.stop_after_s
         late = stop_after_s is not None and self.has_passed(stop_after_s, since=self.started_at)
         asked: tuple[tuple[End, bool], ...] = (

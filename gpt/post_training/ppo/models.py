@@ -31,7 +31,7 @@ class PPOModels:
 class PPOSetup:
     """Everything that a PPO run needs besides its models.
 
-    `sampled_by`: a digest of the first weights, the data and all settings that decide what is sampled. It tells apart
+    `sampled_by`: a digest of the first weights, the data and all settings that decide what is sampled. It distinguishes
     the rollouts of different runs in one folder. `writes`: this rank writes files and calls reward functions for its
     data rank; exactly one rank of each does.
     """

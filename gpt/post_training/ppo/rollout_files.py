@@ -72,7 +72,7 @@ def write_part(folder: Path, episodes: Episodes, *, temperature: float, sampled_
 def has_part(folder: Path, first: int, *, n: int, version: int, sampled_by: str) -> bool:
     """Whether a whole part of these n episodes is there, written by weights of this version with the same settings.
 
-    Reads it whole: a damaged part is not there.
+    Reads the whole part: a damaged one counts as missing.
     """
     path = _part(folder, first)
     record = _record_of(path, n=n, version=version, sampled_by=sampled_by)
@@ -92,7 +92,10 @@ def _record_of(path: Path, *, n: int, version: int, sampled_by: str) -> dict[str
 
 
 def read_rollouts(folder: Path, first: int, n: int, *, temperature: float) -> Episodes:
-    """Episodes `first` to `first + n` from the parts that hold them. ConfigError: one is missing, damaged or other."""
+    """Episodes `first` to `first + n` from the parts that hold them.
+
+    ConfigError: one is missing, damaged or from another run.
+    """
     try:
         found = [
             part.rows(max(0, first - start), first + n - start)

@@ -163,7 +163,7 @@ def find_gpu(name: str, gpus: Mapping[str, Gpu]) -> Gpu:
 
 
 def taken_as(name: str, gpu: Gpu, gpus: Mapping[str, Gpu]) -> str:
-    """Which of several variants a name without one is, such as "A100": its memory, and the others. "": it is clear."""
+    """The variant that a name such as "A100" means: its memory, and the other variants. "" if there is only one."""
     stem = gpu.name.partition("-")[0]
     others = [each for each in gpus.values() if each is not gpu and each.name.partition("-")[0] == stem]
     if not others or gpu.name == stem or name.strip().upper() != stem.upper():

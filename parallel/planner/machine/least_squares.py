@@ -19,7 +19,7 @@ def nonnegative_fit(
     """The coefficients, none below 0, whose sums over the columns of `rows` are nearest to `measured`.
 
     An error counts relative to the row's entry in `scales`. `expected`: a factor's value if the measurements do not
-    tell it, such as 1 for kernels; None for a cost that only measurements know.
+    determine it, such as 1 for kernels; None for a cost that only measurements know.
     """
     weights = 1.0 / np.asarray(scales, dtype=float)
     matrix = np.asarray(rows, dtype=float) * weights[:, None]
