@@ -136,12 +136,13 @@ class ShardRun:
         if step is not None:
             self._steps.append(step)
             write_steps(self.workspace, self._steps)
-        for row in total(counts for task in finished for counts in task.counts):
+        rows = total(counts for task in finished for counts in task.counts)
+        for row in rows:
             self.counts.append(row)
             if warning := loss_warning(row):
                 self.workspace.say(warning)
-            if row.documents_out == 0:
-                raise ConfigError(_nothing_left(row))
+        if empty := [row for row in rows if row.documents_out == 0]:
+            raise ConfigError(_nothing_left(next((row for row in empty if row.documents_in), empty[0])))
         return finished
 
 

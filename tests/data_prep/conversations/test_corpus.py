@@ -270,12 +270,19 @@ def test_a_list_of_a_data_set_gives_the_same_as_json_lines(tmp_path, make_tokeni
     assert prepared.facts["conversations"][0]["unread"]["reason"] == "truncated"
 
 
-def test_nothing_usable_is_one_line(tmp_path, make_tokenizer):
-    source = write(tmp_path / "a.jsonl", [{"prompt": "x", "completion": ""}] * 3)
-    with pytest.raises(
-        ConfigError, match=r"step 'conversations' left none of its 3 documents \(dropped: empty_turn 3\)"
-    ):
-        run(config(tmp_path, [source], make_tokenizer(), kind="demonstrations"))
+@pytest.mark.parametrize(
+    ("kind", "record", "reason"),
+    [
+        ("demonstrations", {"prompt": "x", "completion": ""}, "empty_turn"),
+        ("rankings", {"prompt": "x", "completions": [{"text": "a", "rank": 1}]}, "one_completion"),
+        ("rankings", {"prompt": "x", "completions": [{"text": t, "rank": 1} for t in "ab"]}, "all_tied"),
+    ],
+)
+def test_nothing_usable_is_one_line(tmp_path, make_tokenizer, kind, record, reason):
+    source = write(tmp_path / "a.jsonl", [record] * 3)
+    message = rf"step 'conversations' left none of its 3 documents \(dropped: {reason} 3\)"
+    with pytest.raises(ConfigError, match=message):
+        run(config(tmp_path, [source], make_tokenizer(), kind=kind))
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not on this machine")
