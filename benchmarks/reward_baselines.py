@@ -43,6 +43,7 @@ folder = "{folder}/corpus"
 validation_fraction = 0.03
 [conversations]
 kind = "rankings"
+format = "{format}"
 max_tokens = {max_tokens}
 tie_margin = {margin}
 [tokenizer]
@@ -90,6 +91,9 @@ def parse_arguments() -> argparse.Namespace:
     train_parser.add_argument("--held-out", type=int, default=10_000, help="held-out prompts to score")
     train_parser.add_argument("--completions", type=int, default=4, help="outputs of each prompt to train on")
     train_parser.add_argument("--max-tokens", type=int, default=256, help="longest conversation to train on")
+    train_parser.add_argument("--format", default="auto", help="conversations.format, such as chatml")
+    train_parser.add_argument("--rows", type=int, default=8, help="rows of a step")
+    train_parser.add_argument("--row-tokens", type=int, default=1024, help="tokens of a row, at least")
     train_parser.add_argument("--epochs", type=float, default=1.0)
     train_parser.add_argument("--minutes", type=float, default=30.0, help="stop training after so many minutes")
     train_parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
@@ -179,14 +183,14 @@ def train(args: argparse.Namespace) -> int:
     write(folder / "train.jsonl", chosen)
     write(folder / "held_out.jsonl", held_out[: args.held_out])
     if not (folder / "corpus" / "corpus.json").is_file():
-        recipe = PREPARE.format(folder=folder, max_tokens=args.max_tokens, margin=MARGIN_NATS, model=args.model)
-        (folder / "prepare.toml").write_text(recipe)
+        longest = {"max_tokens": args.max_tokens, "margin": MARGIN_NATS, "format": args.format}
+        (folder / "prepare.toml").write_text(PREPARE.format(folder=folder, model=args.model, **longest))
         triaxial("prepare", folder / "prepare.toml")
     if not (folder / "base").is_dir():
         triaxial("convert", args.model, "--to", "triaxial", "--output", folder / "base")
     tokens = TokenFile(folder / "corpus" / "train")
     longest = int(np.diff(tokens.document_starts()).max())
-    seq_len = -(-max(longest, 1024) // ROW_MULTIPLE) * ROW_MULTIPLE
+    seq_len = -(-max(longest, args.row_tokens) // ROW_MULTIPLE) * ROW_MULTIPLE
     rows = PackedDocuments(seq_len).of(tokens).count(tokens)
     corpora = {
         key: f'[{{ path = "{folder}/corpus/{key}", streams = {{ marks = "{folder}/corpus/{key}_marks" }} }}]'
@@ -201,7 +205,7 @@ def train(args: argparse.Namespace) -> int:
         "data.sampling": "packed",
         "data.train": corpora["train"],
         "data.validation": corpora["validation"],
-        "batch.global_batch_tokens": 8 * seq_len,
+        "batch.global_batch_tokens": args.rows * seq_len,
         "train.epochs": args.epochs,
         "schedule.warmup_tokens": int(args.epochs * rows * seq_len / 20),
         "train.stop_after_s": 60 * args.minutes,
@@ -212,6 +216,7 @@ def train(args: argparse.Namespace) -> int:
     options = [str(word) for key, value in words.items() for word in (f"--{key}", value)]
     triaxial("train", "reward_smollm2", *options)
     files = ["--rewards", folder / "rewards.jsonl", "--plot", folder / "calibration.svg"]
+    files += ["--dtype", "bfloat16" if args.precision == "bf16" else "float32"]
     triaxial("score", folder / "run", "--rankings", folder / "held_out.jsonl", *files)
     return 0
 
