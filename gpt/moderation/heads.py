@@ -59,21 +59,6 @@ class CategoryHead(nn.Module):
         return (y * self.down.weight.to(y.dtype)).sum(-1) + self.down.bias.to(y.dtype)
 
 
-def mean_over_text(values: Tensor, positions: Tensor | None) -> Tensor:
-    """At each position the mean of the values (b, t, k) from the start of its text up to it.
-
-    `positions` (b, t) count from 0 in each text, or in the row if None. The sums are in float64, since they are
-    differences of sums over the row.
-    """
-    if positions is None:
-        positions = torch.arange(values.size(1), device=values.device).expand(values.shape[:2])
-    sums = functional.pad(values.double().cumsum(1), (0, 0, 1, 0))  # (b, t + 1, k)
-    column = torch.arange(values.size(1), device=values.device)
-    start = (column - positions).clamp(min=0).unsqueeze(-1).expand_as(values)
-    of_text = sums[:, 1:] - sums.gather(1, start)
-    return (of_text / (positions + 1).unsqueeze(-1)).to(values.dtype)
-
-
 def constrained(logits: Tensor, parents: Sequence[int], known: Tensor | None = None) -> Tensor:
     """Logits (..., c) in which each category has at least those of its children.
 

@@ -10,7 +10,8 @@ from torch.nn import functional
 from gpt.losses.base import LossTotals
 from gpt.losses.batch import Batch
 from gpt.losses.marks import IGNORE
-from gpt.moderation.heads import constrained, mean_over_text
+from gpt.losses.text_mean import mean_over_text
+from gpt.moderation.heads import constrained
 from gpt.moderation.wdat import domain_distance
 from gpt.token_files.label_states import POSITIVE, UNKNOWN
 

@@ -8,6 +8,8 @@ from gpt.errors import ConfigError
 if TYPE_CHECKING:
     from gpt.training.objective import Objective
 
+Pool = Literal["last", "mean"]
+
 
 @dataclass(frozen=True)
 class SFTConfig:
@@ -30,12 +32,15 @@ class RewardConfig:
 
     kind: Literal["reward"] = "reward"
     """Learn a number for each completion from rankings: corpora with the stream `marks`, each sample whole prompts."""
+    pool: Pool = "last"
+    """`last`: the reward of a conversation is the head's value at its last token, as in the paper. `mean`: the mean of
+    the values at all its tokens, those of the prompt included."""
     restarts_positions: ClassVar[bool] = True
 
     def build(self, *, z_loss: float) -> "Objective":
         from gpt.post_training.reward import Reward
 
-        return Reward()
+        return Reward(self.pool)
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,23 @@ from gpt.data.sampling import CorpusFiles, Samples
 from gpt.losses.base import Loss, LossTotals
 from gpt.losses.batch import Batch
 from gpt.losses.marks import IGNORE
+from gpt.losses.text_mean import mean_over_text
 from gpt.model.attention import Mask
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import Embedding
 from gpt.model.heads import ScalarHead
 from gpt.model.masks import document_mask
+from gpt.post_training.config import Pool
 from gpt.post_training.rankings import MARKS, check_rankings, ranked_rows
 from gpt.training.objective import positions_of
 
 
 @dataclass(frozen=True)
 class Reward:
-    """Rank the completions of a prompt by the scalar head's value at the last token of each."""
+    """Rank the completions of a prompt by the scalar head's value at the last token of each, or by the mean of those of
+    all its tokens, see RewardConfig."""
 
+    pool: Pool = "last"
     streams: ClassVar[tuple[str, ...]] = (MARKS,)
     optional_streams: ClassVar[tuple[str, ...]] = ()
 
@@ -54,7 +58,7 @@ class Reward:
         return ScalarHead(config)
 
     def loss(self, *, compile: bool) -> Loss:
-        return RewardLoss()
+        return RewardLoss(mean=self.pool == "mean")
 
     def attention_mask(self, batch: Batch) -> Mask:
         return document_mask(batch.segment_ids)
@@ -63,13 +67,16 @@ class Reward:
         pass
 
 
+@dataclass(frozen=True)
 class RewardLoss:
-    """`pairwise_loss` in the form that engines call. The metrics are sums over prompts.
+    """`pairwise_loss` in the form that engines call. The metrics are sums over prompts. With `mean`, a reward is the
+    mean of the values of a conversation's tokens.
 
     `accuracy`: the share of a prompt's pairs in the right order, where equal rewards count one half. `margin`: the mean
     of r_better - r_worse over its pairs. `reward`: the mean over its completions.
     """
 
+    mean: bool = False
     metric_names = evaluation_names = ("accuracy", "margin", "reward")
 
     def __call__(self, outputs: Tensor, batch: Batch) -> LossTotals:
@@ -80,9 +87,9 @@ class RewardLoss:
         return pairwise_loss(rewards, levels, batch.extra["prompts"])
 
     def values(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """The value at each position (b, t), in fp32 or wider."""
-        values = outputs[..., 0]
-        return values.to(torch.promote_types(values.dtype, torch.float32))
+        """The reward (b, t) of each conversation up to each position, in fp32 or wider."""
+        values = outputs.to(torch.promote_types(outputs.dtype, torch.float32))  # (b, t, 1)
+        return (mean_over_text(values, batch.positions) if self.mean else values)[..., 0]
 
 
 def pairwise_loss(rewards: Tensor, levels: Tensor, prompts: Tensor) -> LossTotals:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from gpt.data.sampling import CorpusFiles, Samples
 from gpt.losses.base import Loss, LossTotals
 from gpt.losses.batch import Batch
+from gpt.losses.text_mean import mean_over_text
 from gpt.model.attention import Mask
 from gpt.model.config import ModelConfig
 from gpt.model.heads import NoHead
 from gpt.moderation.classifier import Classifier
-from gpt.moderation.heads import mean_over_text
 
 
 @dataclass(frozen=True)

@@ -54,16 +54,16 @@ def prompts():
 
 
 def work(rank, layouts, folder):
-    """`layouts`: {name: [model, parallel settings]}, all of one world size. Rank 0 writes result.json with the numbers
-    of each layout, and its gradients to NAME/gradients.npz."""
+    """`layouts`: {name: [model, pool, parallel settings]}, all of one world size. Rank 0 writes result.json with the
+    numbers of each layout, and its gradients to NAME/gradients.npz."""
     layouts = json.loads(layouts)
     torch.set_num_threads(1)
     world_size = dist_size(layouts)
     store = dist.FileStore(f"{folder}/store", world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=90))
     results = {}
-    for name, (model, parallel) in layouts.items():
-        engine = build(MODELS[model], parallel, world_size)
+    for name, (model, pool, parallel) in layouts.items():
+        engine = build(MODELS[model], pool, parallel, world_size)
         share = PROMPTS // engine.data_size
         first = engine.data_rank * share
         batch = Reward().batch(prompts())
@@ -90,15 +90,15 @@ def work(rank, layouts, folder):
 def dist_size(layouts):
     sizes = {
         int(np.prod([parallel.get(axis, 1) for axis in ("tensor", "pipeline", "data")]))
-        for _, parallel in layouts.values()
+        for *_, parallel in layouts.values()
     }
     (size,) = sizes
     return size
 
 
-def build(model, parallel, world_size):
+def build(model, pool, parallel, world_size):
     config = ParallelConfig(**{"precision": "fp32", **parallel})
     batch = BatchConfig(1, PROMPTS * ROW)
     layout = resolve_layout(config, batch, model=model, seq_len=ROW, world_size=world_size, restarts_positions=True)
     settings = EngineSettings(model, config, layout, OptimizerConfig(learning_rate=1e-3), 1, seed=5)
-    return build_engine(settings, objective=Reward(), device=torch.device("cpu"))
+    return build_engine(settings, objective=Reward(pool), device=torch.device("cpu"))

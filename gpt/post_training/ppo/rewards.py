@@ -41,7 +41,7 @@ class ResponseReward(Protocol):
 
 @dataclass(frozen=True)
 class ScalarReward:
-    """The output of a scalar head at the last token of the response."""
+    """The reward of a prompt with its response by a reward model."""
 
     engine: Engine
     per_data_rank: ClassVar[bool] = True

@@ -118,9 +118,10 @@ def test_two_completions_have_trls_loss():
     assert (ours.metrics["margin"] / ours.count).item() == pytest.approx(metrics["train"]["margin"][0], abs=1e-6)
 
 
-def test_a_row_scores_each_completion_as_if_it_were_alone():
+@pytest.mark.parametrize("pool", ["last", "mean"])
+def test_a_row_scores_each_completion_as_if_it_were_alone(pool):
     """The row is longer than the model's context: attention and positions restart at each conversation."""
-    objective = RewardConfig().build(z_loss=0.0)
+    objective = RewardConfig(pool=pool).build(z_loss=0.0)
     model = GPT(MODEL, embed=objective.front(MODEL), head=objective.head(MODEL))
     initialise(model, MODEL, seed=1)
     model.double()
@@ -135,14 +136,16 @@ def test_a_row_scores_each_completion_as_if_it_were_alone():
     mask = objective.attention_mask(batch)
     values = model(batch.inputs, positions=batch.positions, mask=mask)  # (2, t, 1)
     found = objective.loss(compile=False)(values, batch)
-    alone = [model(torch.from_numpy(ids)[None])[0, -1, 0].item() for ids in completions]
-    assert values[0, np.cumsum(lengths) - 1, 0].tolist() == pytest.approx(alone, abs=1e-12)
+    of_tokens = [model(torch.from_numpy(ids)[None])[0, :, 0] for ids in completions]
+    alone = [(values[-1] if pool == "last" else values.mean()).item() for values in of_tokens]
+    rewards = objective.loss(compile=False).values(values, batch)
+    assert rewards[0, np.cumsum(lengths) - 1].tolist() == pytest.approx(alone, abs=1e-12)
     expected = loop_over_pairs([alone], [levels], [[0, 0, 0]])
     assert (found.sum.item(), found.count.item()) == pytest.approx((expected[0], 1), abs=1e-12)
     assert found.metrics["reward"].item() == pytest.approx(expected[4], abs=1e-12)
     nothing = objective.loss(compile=False)(values, batch.without_rows([0]))
     assert (nothing.sum.item(), nothing.count.item()) == (0, 0)
-    assert torch.equal(objective.loss(compile=False).values(values, batch), values[..., 0])
+    assert torch.equal(rewards, values[..., 0]) == (pool == "last")
 
 
 def test_the_head_starts_with_the_deviation_of_the_paper():

@@ -30,9 +30,9 @@ LAYOUTS = {
 }
 
 
-def one_process(config):
+def one_process(config, pool):
     """The mean loss, metrics and gradients in plain torch and float64, a prompt at a time."""
-    objective = Reward()
+    objective = Reward(pool)
     model = GPT(config, embed=objective.front(config), head=objective.head(config))
     initialise(model, config, seed=5)
     model.double()
@@ -50,24 +50,24 @@ def one_process(config):
 
 @pytest.fixture(scope="module")
 def references():
-    return {name: one_process(config) for name, config in MODELS.items()}
+    return {(name, pool): one_process(config, pool) for name, config in MODELS.items() for pool in ("last", "mean")}
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("world_size", LAYOUTS)
 def test_loss_metrics_and_gradient_do_not_depend_on_the_layout(world_size, references, tmp_path):
     layouts = {
-        f"{model}, {name}": (model, parallel)
-        for model in MODELS
+        f"{model}, {pool}, {name}": (model, pool, parallel)
+        for model, pool in (("gpt3", "last"), ("modern", "last"), ("modern", "mean"))
         for name, parallel in LAYOUTS[world_size].items()
-        if model == "gpt3" or parallel.get("tensor") == world_size
+        if model == "gpt3" or parallel.get("tensor") == world_size or (pool == "mean" and "pipeline" in parallel)
     }
     words = [json.dumps(layouts), tmp_path]
     rank_server().run_ranks("reward_ranks:work", words, nproc=world_size, logs=tmp_path / "logs", timeout_s=500)
     results = json.loads((tmp_path / "result.json").read_text())
     assert results.keys() == layouts.keys()
-    for name, (model, _) in layouts.items():
-        numbers, gradients = references[model]
+    for name, (model, pool, _) in layouts.items():
+        numbers, gradients = references[model, pool]
         assert 3 < numbers[1] < PROMPTS, "some prompts have no pair"
         norm = np.sqrt(sum(np.square(g).sum() for g in gradients.values()))
         assert results[name]["evaluated"] == pytest.approx(numbers, abs=TOLERANCE), name
