@@ -15,12 +15,11 @@ from gpt.model.config import ModelConfig
 from parallel.layout.split import balanced_split
 from parallel.planner.hardware.tables import Cluster, Hardware, Stack, find
 from parallel.planner.published.cluster import UNKNOWN, cluster_of
+from parallel.planner.published.measured import METRICS, measured_seconds
 from parallel.planner.step_time.job import Job, Recompute
 from parallel.planner.step_time.step import step_time
 
 NEEDED = ("id", "gpu", "n_gpus", "layers", "hidden", "heads", "vocab", "seq", "gbs", "metric", "value")
-TIMED = ("iter_time", "tflops_per_gpu", "tokens_per_s_per_gpu", "tokens_per_s", "mfu")
-UNITS = {"ms": 1e-3, "min": 60.0, "h": 3600.0, "%": 0.01, "pflop/s": 1e3, "gflop/s": 1e-3}
 MAX_FILE_BYTES = 1 << 24
 MAX_LAYERS, MAX_COUNT = 2000, 1 << 30  # of a row's numbers
 MAX_STAGE_PASSES = 1_000_000  # stages x micro-batches, which are simulated one by one
@@ -74,10 +73,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def published_runs(rows: list[dict[str, str]], hardware: Hardware) -> tuple[list[PublishedRun], list[str]]:
-    """The rows that state a time or a rate, and one line for each of them that cannot be predicted."""
+    """The rows that state a time or a rate, and one line for each other one that does not state a memory."""
     runs, left_out = [], []
     for row in rows:
-        if row["metric"] not in TIMED:
+        if "mem" in row["metric"]:
             continue
         try:
             runs.append(_run(row, hardware))
@@ -87,10 +86,12 @@ def published_runs(rows: list[dict[str, str]], hardware: Hardware) -> tuple[list
 
 
 def _run(row: dict[str, str], hardware: Hardware) -> PublishedRun:
+    if row["metric"] not in METRICS:
+        raise ConfigError(f"metric {row['metric'][:100]!r} is unknown. Use {', '.join(METRICS)}, or a name with mem")
     stack = stack_of(row, hardware)
     jobs, cluster = jobs_of(row, stack), cluster_of(row, hardware)
     cluster.gpu.product_flops_per_s(jobs[0].precision)  # raises
-    seconds = _seconds(row, jobs[0], cluster)
+    seconds = measured_seconds(row, jobs[0], cluster)
     if not MIN_SECONDS < seconds < MAX_SECONDS:
         raise ConfigError(f"value {row['value'][:100]} is invalid: a step of {seconds:g} s cannot be")
     return PublishedRun(row["id"], source_of(row), jobs, cluster, stack, seconds)
@@ -101,7 +102,7 @@ def jobs_of(row: dict[str, str], stack: Stack) -> tuple[Job, ...]:
     empty = [key for key in NEEDED if row[key] in UNKNOWN]
     if empty:
         raise ConfigError(f"{', '.join(empty)} {'are' if len(empty) > 1 else 'is'} missing")
-    jobs = tuple(_jobs(row, stack, _precision(row.get("precision") or "bf16")))
+    jobs = tuple(_jobs(row, stack, _precision(row.get("precision") or "")))
     if not jobs:
         raise ConfigError("no setting of micro-batch and stages fits it")
     return jobs
@@ -113,10 +114,14 @@ def source_of(row: dict[str, str]) -> str:
 
 
 def _precision(text: str) -> str:
-    words = text.lower()
-    if "fp4" in words:
-        raise ConfigError(f"precision {text} is not modelled. Use rows in bf16, fp16 or fp8")
-    return "fp8" if "fp8" in words else "fp32" if words in ("fp32", "float32") else "bf16"
+    words = "bf16" if text in UNKNOWN else text.lower()
+    if "fp8" in words or "float8" in words:
+        return "fp8"
+    if words in ("fp32", "float32"):
+        return "fp32"
+    if any(word in words for word in ("bf16", "bfloat16", "fp16", "float16", "half", "mixed")):
+        return "bf16"
+    raise ConfigError(f"precision {text[:100]} is not modelled. Use rows in bf16, fp16, fp8 or fp32")
 
 
 def stack_of(row: dict[str, str], hardware: Hardware) -> Stack:
@@ -242,31 +247,6 @@ def _recompute(row: dict[str, str]) -> tuple[Recompute, ...]:
     if "attn" in text or "attention" in text or text in ("selective", "core_attn"):
         return ("attention",)
     return ("operators",) if "selective" in text else ("none",)
-
-
-def _seconds(row: dict[str, str], job: Job, cluster: Cluster) -> float:
-    """The measured time of a step. Rates are converted by the row's own convention of FLOPs."""
-    metric, gpus = row["metric"], _number(row["n_gpus"], 0)
-    value = float(row["value"].replace(",", "")) * UNITS.get((row.get("unit") or "").lower(), 1.0)
-    if not 0 < value < math.inf:
-        raise ConfigError(f"value {row['value']} is invalid: must be a number above 0")
-    if metric == "iter_time":
-        return value
-    if metric.startswith("tokens_per_s"):
-        return job.tokens / (value * (gpus if metric.endswith("per_gpu") else 1))
-    if metric == "mfu":
-        value *= cluster.gpu.peak * (0.01 if value > 1 else 1.0)
-    return _flops(row, job) / (value * 1e12 * gpus)
-
-
-def _flops(row: dict[str, str], job: Job) -> float:
-    """FLOPs of a step by the row's convention: those of the hardware include the recomputed forward."""
-    h, layers, s, v = job.model.d_model, job.model.n_layers, job.seq_len, job.model.padded_vocab_size
-    if "hardware" in (row.get("flops_convention") or "").lower():
-        return 96 * layers * h * h * (1 + s / (6 * h) + v / (16 * layers * h)) * job.tokens
-    if job.model.activation == "gelu" and job.model.ff_width == 4 * h and job.model.kv_heads == job.model.n_heads:
-        return 72 * layers * h * h * (1 + s / (6 * h) + v / (12 * layers * h)) * job.tokens
-    return job.flops
 
 
 def _number(text: str | None, default: int, *, limit: int = MAX_COUNT) -> int:

@@ -18,6 +18,8 @@ VALUES = "x,Megatron-LM,H100,16,24,2048,16,16,8192,51200,1,2048,2,4,2,1,2,1,64,n
 
 def one(**given):
     facts = {"metric": "iter_time", "value": "2", "unit": "s", "convention": "", "note": "", **given}
+    if "metric" in given and "unit" not in given:
+        facts["unit"] = ""
     row = dict(zip(COLUMNS.split(","), VALUES.split(","), strict=True))
     also = facts.pop("also", {})
     facts["flops_convention"] = facts.pop("convention")
@@ -43,10 +45,11 @@ def test_names_of_gpus_and_precisions():
     assert one(also={"gpu": "H100-SXM5-80GB-HBM3"}).cluster.gpu.name == "H100"
     assert one(also={"gpu": "H100-PCIe-80GB"}).cluster.gpu.name == "H100-PCIe"
     assert one(also={"precision": "MXFP8"}).jobs[0].precision == "fp8"
+    assert one(also={"precision": "?"}).jobs[0].precision == "bf16"
     row = dict(zip(COLUMNS.split(","), VALUES.split(","), strict=True)) | {"metric": "iter_time", "value": "1"}
     runs, left_out = published_runs([row | {"precision": "nvfp4"}, row], read_hardware())
     assert len(runs) == 1
-    assert left_out == ["row x: precision nvfp4 is not modelled. Use rows in bf16, fp16 or fp8"]
+    assert left_out == ["row x: precision nvfp4 is not modelled. Use rows in bf16, fp16, fp8 or fp32"]
 
 
 def test_the_layout_of_a_row():
@@ -76,6 +79,24 @@ def test_other_units_and_metrics():
     mfu = 72 * 24 * 2048**2 * (1 + 2048 / 6 / 2048 + 51200 / 12 / 24 / 2048) * tokens / 2 / 16 / peak
     for value, unit in ((mfu, ""), (100 * mfu, "%"), (100 * mfu, "")):
         assert one(metric="mfu", value=f"{value}", unit=unit).seconds == pytest.approx(2)
+    assert one(value="2000", unit="milliseconds").seconds == 2
+    assert one(metric="samples_per_s", value="32").seconds == pytest.approx(tokens / run.jobs[0].seq_len / 32)
+
+
+@pytest.mark.parametrize(
+    ("metric", "rate", "units"),
+    [
+        ("tokens_per_s", 1, "tok/s tokens/s tokens/sec tok/s/GPU tokenspersecond"),
+        ("tokens_per_s_per_gpu", 1e3, "kTok/s ktokens/s/GPU"),
+        ("samples_per_s", 1, "samples/s seqs/s sequences/s sequences/second"),
+        ("tflops_per_gpu", 1, "TFLOP/s TFLOPS TFLOPs TFLOP/s/GPU TFLOPS/GPU TFLOPs/s"),
+        ("tflops_per_gpu", 1e3, "PFLOP/s PFLOPS/GPU"),
+    ],
+)
+def test_spellings_of_units(metric, rate, units):
+    plain = one(metric=metric, value="1000").seconds
+    for unit in units.split():
+        assert one(metric=metric, value=f"{1000 / rate}", unit=unit).seconds == pytest.approx(plain), unit
 
 
 def test_optional_columns_may_be_absent_or_empty():
@@ -119,6 +140,11 @@ def test_a_source_that_names_two_programs():
         ({"gbs": "1073741824", "vpp": "1"}, "are more than can be simulated"),
         ({"value": "1e308", "metric": "tflops_per_gpu"}, "a step of .* s cannot be"),
         ({"gpu": "A100", "precision": "fp8"}, ".*this GPU has no fp8"),
+        ({"value": "fast"}, "value fast is invalid: must be a number above 0"),
+        ({"unit": "fortnights"}, "unit fortnights is invalid with metric iter_time\\. Use s, sec, "),
+        ({"metric": "tokens_per_day"}, "metric 'tokens_per_day' is unknown. Use iter_time, "),
+        ({"precision": "int8"}, "precision int8 is not modelled"),
+        ({"precision": "tf32"}, "precision tf32 is not modelled"),
     ],
 )
 def test_a_row_that_cannot_be_is_left_out_in_one_line(also, message):
