@@ -122,14 +122,18 @@ def read_hardware(extra: Path | None = None) -> Hardware:
     given = read_toml(extra, kind="hardware") if extra is not None else {}
     unknown = next((key for key in given if key not in ("gpus", "networks", "stacks")), None)
     if unknown is not None:
-        raise ConfigError(f"{extra}: [{unknown}] is invalid: a table is [gpus.NAME], [networks.NAME] or [stacks.NAME]")
+        raise ConfigError(
+            f"{extra}: [{unknown}] is invalid: a table is [gpus.NAME], [networks.NAME] or [stacks.NAME]. "
+            f"{_meant(unknown, given[unknown])}"
+        )
     parts: dict[str, Any] = {}
     for key, kind in (("gpus", Gpu), ("networks", Network), ("stacks", Stack)):
         tables = read_toml(Path(str(resources.files("parallel"))) / "planner" / "hardware" / f"{key}.toml", kind=key)
         more = given.get(key, {})
         if not isinstance(more, dict) or not all(isinstance(table, dict) for table in more.values()):
             raise ConfigError(f"{extra}: {key} is invalid: write tables [{key}.NAME]")
-        parts[key] = {name: _build(kind, name, table) for name, table in {**tables, **more}.items()}
+        shipped = {name: _build(kind, name, table) for name, table in tables.items()}
+        parts[key] = shipped | {n: _build(kind, n, table, prefix=f"{extra}: {key}.") for n, table in more.items()}
     return Hardware(**parts)
 
 
@@ -172,17 +176,30 @@ def taken_as(name: str, gpu: Gpu, gpus: Mapping[str, Gpu]) -> str:
     return f"{name} is taken as {gpu.name} ({gpu.memory_gib:g} GiB); there is also {also}"
 
 
-def _build(kind: type[Any], name: str, table: dict[str, Any]) -> Any:
+def _meant(name: str, table: object) -> str:
+    """The table that a user meant who copied [H100] out of gpus.toml."""
+    kinds = {"gpus": Gpu, "networks": Network, "stacks": Stack}
+    keys = set(table) if isinstance(table, dict) else set()
+    common = {key: len(keys & {entry.name for entry in fields(kind)}) for key, kind in kinds.items()}
+    best = max(common, key=lambda key: common[key])
+    return f"Use [{best}.{name}]" if common[best] else f"Use [gpus.{name}]"
+
+
+def _build(kind: type[Any], name: str, table: dict[str, Any], *, prefix: str = "") -> Any:
     allowed = {entry.name: entry for entry in fields(kind) if entry.name != "name"}
+    where = f"{prefix}{name}"
     for key, value in table.items():
         if key not in allowed:
-            raise ConfigError(f"[{name}] {key} is an unknown key; {did_you_mean(key, allowed)}")
+            raise ConfigError(f"{where}.{key} is an unknown key; {did_you_mean(key, allowed)}")
         rule = _broken_rule(key, value, wanted=allowed[key].type)
         if rule:
-            raise ConfigError(f"[{name}] {key} = {value!r} is invalid: must be {rule}")
-    for key, entry in allowed.items():
-        if entry.default is MISSING and key not in table:
-            raise ConfigError(f"[{name}] {key} is missing")
+            raise ConfigError(f"{where}.{key} = {value!r} is invalid: must be {rule}")
+    missing = [key for key, entry in allowed.items() if entry.default is MISSING and key not in table]
+    if missing:
+        raise ConfigError(
+            f"{where} is invalid: {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing. Add "
+            f"{'them' if len(missing) > 1 else 'it'}; parallel/planner/hardware explains the keys"
+        )
     lists = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     return kind(name=name, **lists)
 

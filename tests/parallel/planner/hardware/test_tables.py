@@ -1,5 +1,8 @@
 """The shipped tables, a user's file, and faults in it."""
 
+from pathlib import Path
+from textwrap import dedent
+
 import pytest
 
 from gpt.errors import ConfigError
@@ -34,6 +37,9 @@ def test_a_user_extends_the_tables(tmp_path):
     assert found.stacks["mine"].about == "mine"
     for text, words in (
         ("[gpu.x]\npeak = 1", r"\[gpu\] is invalid"),
+        ("[H100]\npeak = 1\nbest = 0.8", r"\[H100\] is invalid: a table is .*\. Use \[gpus\.H100\]$"),
+        ("[slow]\ngb_per_s = 1", r"Use \[networks\.slow\]$"),
+        ("[gpus.x]\npeak = 1", r"more\.toml: gpus\.x is invalid: best, .* are missing\. Add them"),
         ("[networks.slow]\ngb_per_s = -1\nnode = 4\nlatency_us = 5", "gb_per_s = -1 is invalid"),
         ("[networks.slow]\nnode = 4\nlatency_us = 5", "gb_per_s is missing"),
         ("[networks.slow]\ngb_per_second = 4", "unknown key; did you mean 'gb_per_s'"),
@@ -85,3 +91,13 @@ def test_a_name_of_several_variants_says_which_one_is_taken():
     assert note == "A100 is taken as A100-80G (79.2 GiB); there is also A100-40G (39.4 GiB)"
     for name in ("A100-40G", "A100-SXM4-80GB", "H100", "B200"):
         assert taken_as(name, find_gpu(name, gpus), gpus) == ""
+
+
+def test_the_guides_example_is_a_hardware_file(tmp_path):
+    guide = (Path(__file__).parents[4] / "docs" / "guides" / "training" / "planning.md").read_text(encoding="utf-8")
+    start = guide.index("    [gpus.H20]")
+    path = tmp_path / "ours.toml"
+    path.write_text(dedent(guide[start : guide.index("\n## ", start)]))
+    found = read_hardware(path)
+    assert found.gpus["H20"].network == "ours"
+    assert found.networks["ours"].gb_per_s == 25
