@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # it prices a step, which reads these tables
 
 T = TypeVar("T")
 SUSTAINED = 0.86  # share of the best speed of products that training sustains at the power limit of H100 and later
+FP32_SHARE = 16  # bf16's peak over fp32's on an A100; H100 15
 MIN_VALUE, MAX_VALUE = 1e-9, 1e9  # of every number in a table: products of several stay finite
 SHARES = ("best", "best_fp8", "tensor", "tensor_overlapped", "data", "pipeline")
 
@@ -31,6 +32,7 @@ class Gpu:
     memory_gb_per_s: float
     link_gb_per_s: float
     network: str
+    peak_fp32: float | None = None
     peak_fp8: float | None = None
     best_fp8: float | None = None
     power: float = 1.0
@@ -44,7 +46,8 @@ class Gpu:
             if self.peak_fp8 is None or self.best_fp8 is None:
                 raise ConfigError(f"precision fp8 on {self.name} is invalid: this GPU has no fp8. Use bf16")
             return self.peak_fp8 * self.best_fp8 * self.sustained * self.power * 1e12
-        return self.peak * self.best * self.sustained * self.power * 1e12 / (8 if precision == "fp32" else 1)
+        peak = (self.peak_fp32 or self.peak / FP32_SHARE) if precision == "fp32" else self.peak
+        return peak * self.best * self.sustained * self.power * 1e12
 
     @property
     def memory_bytes(self) -> int:

@@ -1,5 +1,6 @@
 """The shipped tables, a user's file, and faults in it."""
 
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 
@@ -20,6 +21,13 @@ def test_the_shipped_tables():
     assert found.stacks["triaxial"].attention == "fused"
     with pytest.raises(ConfigError, match="no fp8"):
         found.gpus["A100-80G"].product_flops_per_s("fp8")
+
+
+def test_fp32_products_stay_below_the_gpus_fp32_peak():
+    for gpu in read_hardware().gpus.values():
+        assert 0.45 * gpu.peak_fp32 < gpu.product_flops_per_s("fp32") / 1e12 < gpu.peak_fp32 < gpu.peak / 3
+    without = replace(read_hardware().gpus["H100"], peak_fp32=None)
+    assert without.product_flops_per_s("fp32") == pytest.approx(without.product_flops_per_s("bf16") / 16)
 
 
 def test_unknown_names_give_the_nearest():
