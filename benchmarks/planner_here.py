@@ -35,7 +35,7 @@ from launch.profiling.machine_profile import machine_cluster, measure, profile_f
 from parallel.planner.choice.candidates import PlanRequest
 from parallel.planner.hardware.tables import read_hardware
 from parallel.planner.machine.profile import MachineProfile
-from parallel.planner.published.validate import ErrorSummary
+from parallel.planner.published.validate import ErrorSummary, covering_spread
 from parallel.planner.published.validate import summary as error_summary
 from parallel.planner.step_time.step import StepTime, step_time
 
@@ -288,7 +288,8 @@ def report(
     lines += [
         "",
         f"Absolute error: median {found.median:.1%}, 90th percentile {found.p90:.1%}. Kendall's tau {tau:.2f} over "
-        f"{pairs} pairs, {clear:.2f} over the {clear_pairs} that differ by at least 3%.",
+        f"{pairs} pairs, {clear:.2f} over the {clear_pairs} that differ by at least 3%. A spread of "
+        f"{covering_spread([each.error for each in outcomes]):.3f} covers 90% of the layouts.",
     ]
     lines += ["", *summary(profile)]
     return lines
@@ -304,6 +305,7 @@ def as_json(profile: MachineProfile, outcomes: Sequence[Outcome]) -> dict[str, A
         "benchmark": "planner_here",
         "median_error": found.median,
         "p90_error": found.p90,
+        "covering_spread": covering_spread([each.error for each in outcomes]),
         "kendall_tau": kendall_tau(outcomes, apart=0.0)[0],
         "kendall_tau_apart": kendall_tau(outcomes, apart=0.03)[0],
         "layouts": [

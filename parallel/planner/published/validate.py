@@ -61,6 +61,12 @@ def summary(errors: Sequence[float]) -> ErrorSummary:
     return ErrorSummary(len(ordered), statistics.median(ordered), ordered[math.ceil(0.9 * len(ordered)) - 1])
 
 
+def covering_spread(errors: Sequence[float]) -> float:
+    """The smallest spread whose 90% intervals hold at least 90% of the relative errors: a deviation of logarithms."""
+    ordered = sorted(abs(math.log1p(error)) for error in errors)
+    return ordered[math.ceil(0.9 * len(ordered)) - 1] / INTERVAL
+
+
 def calibrated_errors(comparisons: Sequence[Comparison]) -> list[float]:
     """Errors after one run has scaled another of its stack, GPU and precision: of every ordered pair."""
     groups: dict[tuple[str, str, str], list[Comparison]] = {}

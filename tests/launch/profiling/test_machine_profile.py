@@ -5,7 +5,10 @@
 
 import dataclasses
 import json
+import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from made_profile import made_profile
@@ -14,6 +17,7 @@ from gpt.errors import ConfigError
 from launch.main import main
 from launch.profiling import profile_ranks
 from launch.profiling.machine_profile import (
+    SPREAD,
     identity_here,
     kept_at,
     machine_cluster,
@@ -23,6 +27,7 @@ from launch.profiling.machine_profile import (
     usual_ranks,
 )
 from parallel.planner.machine.profile import ProductTime, write_profile
+from parallel.planner.published.validate import covering_spread
 
 
 @pytest.fixture
@@ -115,3 +120,12 @@ def test_the_whole_profile_is_measured_and_planned_with(tmp_path, capsys):
     capsys.readouterr()
     assert main(["plan", "tinystories_10m", "--calibrate", str(path), "--parallel.compile", "false"]) == 0
     assert "measured on this machine" in capsys.readouterr().out
+
+
+def test_the_interval_covers_the_errors_that_the_results_show():
+    text = (Path(__file__).parents[3] / "docs" / "results" / "training" / "planner.md").read_text(encoding="utf-8")
+    table = text.split("| layout | predicted s | measured s |", 1)[1].split("\n\n", 1)[0]
+    errors = [float(p) / float(m) - 1 for p, m in re.findall(r"\| ([\d.]+) \| ([\d.]+) \| [+-]", table)]
+    assert len(errors) == 12
+    assert pytest.approx(covering_spread(errors), abs=0.005) == SPREAD
+    assert covering_spread([0.1] * 9 + [9.0]) == pytest.approx(math.log(1.1) / 1.645, rel=1e-3)
