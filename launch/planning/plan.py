@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from gpt.errors import ConfigError, either, escaped
+from gpt.telemetry.screen import counted
 from launch.config.objectives import PROGRAMS
 from launch.config.recipe import find_recipe, read_toml
 from launch.config.run_config import RunConfig, layout_of, recipe_table
@@ -32,7 +33,15 @@ from launch.planning.plan_report import (
     rejected_lines,
     scaling_table,
 )
-from launch.planning.plan_request import GpuOption, check_amounts, gpus_here, parse_deadline, parse_gpus, plan_request
+from launch.planning.plan_request import (
+    GpuOption,
+    check_amounts,
+    gpus_here,
+    notes_on_engine,
+    parse_deadline,
+    parse_gpus,
+    plan_request,
+)
 from launch.planning.policy_plan import policy_json, policy_lines, policy_plan
 from launch.processes.terminal import work_progress
 from launch.reports.written import Emit, check_destination, write_page
@@ -69,6 +78,7 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
         gpu = find_gpu(wanted.name, hardware.gpus)
         _print([note] if (note := taken_as(wanted.name, gpu, hardware.gpus)) else [])
         request = plan_request(args, config, hardware, gpu)
+        _print(notes_on_engine(args, config))
     if args.calibrate is not None and profile is None:
         request, calibration = calibrate(args.calibrate, request)
         print(calibration)
@@ -133,7 +143,7 @@ def chosen(
     if not every:
         ranking = found[-1][0]
         memory = next((group for group in ranking.rejected if group.rule == MEMORY_RULE), None)
-        count = f"{ranking.gpus:,} GPU{'s' * (ranking.gpus > 1)}"
+        count = counted(ranking.gpus, "GPU")
         if memory is None and (fitting := fitting_near(ranking.gpus)):
             raise ConfigError(f"no layout of {count} divides this model and its batch. Use {either(fitting)} GPUs")
         why = (memory or ranking.rejected[0]).reason if ranking.rejected else "no layout has this number of GPUs"
@@ -217,7 +227,9 @@ def _show(args: argparse.Namespace, found: Planned, request: PlanRequest) -> Non
     if len(found) > 1 and curve:
         _print(["", *scaling_table(curve, knee_of(curve))])
     ranking, planned = found[-1]
-    print(f"\n{ranking.gpus:,} GPUs: {ranking.fitting:,} layouts fit")
+    fitting = "layout fits" if ranking.fitting == 1 else "layouts fit"
+    found_words = "the recipe's layout" if args.layout else f"{ranking.fitting:,} {fitting}"
+    print(f"\n{counted(ranking.gpus, 'GPU')}: {found_words}")
     if planned:
         run = planned[0].run
         _print([*layout_table(planned, request), "", "memory of the fullest rank, GiB", *memory_table(planned), ""])

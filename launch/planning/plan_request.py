@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from gpt.errors import ConfigError
 from launch.config.run_config import RunConfig
+from parallel.layout.config import ParallelConfig
 from parallel.planner.choice.candidates import PlanRequest
-from parallel.planner.hardware.tables import Cluster, Gpu, Hardware, find
+from parallel.planner.hardware.tables import Cluster, Gpu, Hardware, Stack, find
 
 MAX_GPUS = 1 << 20
 _GPUS = re.compile(r"(\d+)(?:\.\.(\d+))?[xX](.+)")
@@ -81,12 +82,8 @@ def gpus_here() -> str:
 def plan_request(args: argparse.Namespace, config: RunConfig, hardware: Hardware, gpu: Gpu) -> PlanRequest:
     """The planner's request for a recipe. ConfigError names an unknown network or stack."""
     network = find("network", args.network or gpu.network, hardware.networks)
-    stack = find("stack", args.stack, hardware.stacks) if args.stack else hardware.stacks["triaxial"]
-    if args.stack is None and not config.parallel.compile:
-        stack = hardware.stacks["triaxial-eager"]
-    parallel = config.parallel
-    if args.engine is not None:
-        parallel = replace(parallel, engine=args.engine)
+    parallel = parallel_of(args, config)
+    stack = find("stack", args.stack, hardware.stacks) if args.stack else _own_stack(parallel, hardware)
     cluster = Cluster(gpu, network, args.nodes_of or network.node)
     return PlanRequest(
         config.model,
@@ -97,3 +94,33 @@ def plan_request(args: argparse.Namespace, config: RunConfig, hardware: Hardware
         stack,
         restarts_positions=config.restarts_positions,
     )
+
+
+def parallel_of(args: argparse.Namespace, config: RunConfig) -> ParallelConfig:
+    """The recipe's section with --engine. Another engine than the native one compiles no blocks."""
+    if args.engine is None:
+        return config.parallel
+    parallel = replace(config.parallel, engine=args.engine)
+    return parallel if args.engine == "native" else replace(parallel, compile=False, async_tensor=False)
+
+
+def notes_on_engine(args: argparse.Namespace, config: RunConfig) -> list[str]:
+    """Lines about settings of the recipe that --engine does not take, and about the profile of its speed."""
+    notes, parallel = list[str](), parallel_of(args, config)
+    off = [key for key in ("compile", "async_tensor") if getattr(config.parallel, key) != getattr(parallel, key)]
+    if off:
+        keys = " and ".join(f"parallel.{key}" for key in off)
+        notes.append(f"note: --engine {args.engine} does not take {keys}: planned without")
+    if parallel.engine != "native" and args.stack is None:
+        notes.append(
+            f"note: no measurement of this program with engine {parallel.engine} gave the profile of its speed"
+        )
+    return notes
+
+
+def _own_stack(parallel: ParallelConfig, hardware: Hardware) -> Stack:
+    """The profile of this program's speed: Megatron-core brings its own layers, the other engines run ours."""
+    if parallel.engine == "megatron":
+        core, assumed = hardware.stacks["megatron-core"], hardware.stacks["triaxial-eager"]
+        return replace(core, spread=max(core.spread, assumed.spread))
+    return hardware.stacks["triaxial" if parallel.compile else "triaxial-eager"]

@@ -61,7 +61,13 @@ def candidates(request: PlanRequest, gpus: int) -> tuple[list[Candidate], list[R
         except ConfigError as error:
             refused.append(Refusal(parallel, size, str(error)))
             continue
-        possible += _shardings(request, base)
+        for each in _shardings(request, base):
+            try:
+                _check_sharding(request, each.parallel)
+            except ConfigError as error:
+                refused.append(Refusal(each.parallel, size, str(error)))
+                continue
+            possible.append(each)
     return possible, refused
 
 
@@ -148,8 +154,14 @@ def _schedules(model: ModelConfig, pipeline: int) -> Iterator[tuple[str, int | N
     yield "interleaved_zero_bubble", 2
 
 
+def _check_sharding(request: PlanRequest, parallel: ParallelConfig) -> None:
+    """ConfigError: the engine does not take this ZeRO stage. The native engine takes all where it takes stage 1."""
+    if parallel.engine != "native":
+        check_engine(parallel, model=request.model)
+
+
 def _shardings(request: PlanRequest, base: Candidate) -> Iterator[Candidate]:
-    """The ZeRO stages of a layout; 3 also within a node. They obey the same rules as stage 1."""
+    """The ZeRO stages of a layout; 3 also within a node. The rules of a layout are the same for all."""
     data = base.layout.data
     inside = request.cluster.node // base.layout.tensor
     yield base

@@ -10,6 +10,8 @@ import pytest
 from launch.config.run_config import layout_of, read_run_config
 from launch.main import main
 from launch.planning.plan_request import parse_deadline, parse_gpus
+from parallel.engines.capabilities import check_engine
+from parallel.layout.config import ParallelConfig
 from parallel.planner import published
 
 ROWS = Path(published.__file__).parent / "runs.csv"
@@ -56,7 +58,23 @@ def test_the_layout_of_the_recipe(capsys):
     assert main([*SMALL, "--layout", "--parallel.tensor", "2"]) == 0
     printed = capsys.readouterr().out
     assert "tensor=2,data=4" in printed
+    assert "8 GPUs: the recipe's layout\n" in printed
     assert "rejected" not in printed
+
+
+@pytest.mark.parametrize("engine", ["deepspeed", "megatron"])
+def test_every_layout_of_another_engine_is_one_that_it_takes(engine, tmp_path, capsys):
+    recipe, report = tmp_path / "planned.toml", tmp_path / "plan.json"
+    words = ["--engine", engine, "--keep", "40", "--write-recipe", str(recipe), "--json", str(report)]
+    assert main([*SMALL, "--parallel.compile", "true", *words]) == 0
+    printed = capsys.readouterr().out
+    assert f"note: --engine {engine} does not take parallel.compile: planned without" in printed
+    assert f"stack {'megatron-core' if engine == 'megatron' else 'triaxial-eager'}" in printed
+    assert read_run_config(str(recipe), []).parallel.engine == engine
+    layouts = json.loads(report.read_text())["plans"][0]["layouts"]
+    assert len(layouts) > 20
+    for each in layouts:
+        check_engine(ParallelConfig(**each["parallel"]), model=read_run_config("gpt3_125m", []).model)
 
 
 def test_rows_of_rankings_may_exceed_the_context(capsys):
