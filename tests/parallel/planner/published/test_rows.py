@@ -83,22 +83,6 @@ def test_other_units_and_metrics():
     assert one(metric="samples_per_s", value="32").seconds == pytest.approx(tokens / run.jobs[0].seq_len / 32)
 
 
-@pytest.mark.parametrize(
-    ("metric", "rate", "units"),
-    [
-        ("tokens_per_s", 1, "tok/s tokens/s tokens/sec tok/s/GPU tokenspersecond"),
-        ("tokens_per_s_per_gpu", 1e3, "kTok/s ktokens/s/GPU"),
-        ("samples_per_s", 1, "samples/s seqs/s sequences/s sequences/second"),
-        ("tflops_per_gpu", 1, "TFLOP/s TFLOPS TFLOPs TFLOP/s/GPU TFLOPS/GPU TFLOPs/s"),
-        ("tflops_per_gpu", 1e3, "PFLOP/s PFLOPS/GPU"),
-    ],
-)
-def test_spellings_of_units(metric, rate, units):
-    plain = one(metric=metric, value="1000").seconds
-    for unit in units.split():
-        assert one(metric=metric, value=f"{1000 / rate}", unit=unit).seconds == pytest.approx(plain), unit
-
-
 def test_optional_columns_may_be_absent_or_empty():
     whole = dict(zip(COLUMNS.split(","), VALUES.split(","), strict=True)) | {"metric": "iter_time", "value": "2"}
     few = {key: whole[key] for key in NEEDED}
