@@ -234,7 +234,7 @@ class Classifier:
 
 
 def differences(described: Mapping[str, Any], taxonomy: Taxonomy) -> list[str]:
-    """What differs between the taxonomy and the section `labels` of a corpus.json, in words. Absent values pass."""
+    """The differences between the taxonomy and the section `labels` of a corpus.json, in words. Absent values pass."""
     found = []
     if (version := described.get("taxonomy", taxonomy.label)) != taxonomy.label:
         found.append(f"it is '{version}'")

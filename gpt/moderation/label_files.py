@@ -26,7 +26,7 @@ _ENDINGS = "must end with .jsonl, .json, .csv, .tsv or .parquet, or .gz after on
 
 @dataclass
 class LabelCounts:
-    """What the reading of files has met so far."""
+    """Counts of the records read so far."""
 
     lines: int = 0
     without_text: int = 0  # left out

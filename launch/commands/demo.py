@@ -1,6 +1,6 @@
 """`triaxial demo`: prepare, train, evaluate, generate, convert and report, with the commands of a user.
 
-`--instruct` goes on from its model: see launch/demos/instruct.py.
+`--instruct` continues from its model: see launch/demos/instruct.py.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from gpt.files.json_files import read_json_object
 from gpt.moderation.measures.calibration import Calibrator, calibrated, parents_at_least_children, read_calibrator
 
 FOLDER, CALIBRATION, THRESHOLDS = "moderation", "calibration.json", "thresholds.json"
-FITTED_ON = "fitted_on.json"  # beside them: digests of the ids of the texts that chose them
+FITTED_ON = "fitted_on.json"  # in the same folder: digests of the ids of the texts that chose them
 DEFAULT_THRESHOLD = 0.5
 _BISECTIONS = 60  # to the spacing of float64
 

@@ -62,7 +62,7 @@ class ScoreInputs:
         return [str(path) for path in (*self.files, *self.token_prefixes)]
 
     def identity(self) -> list[dict[str, Any]]:
-        """Name, size and time of each file: whether an interrupted run may go on."""
+        """Name, size and time of each file: they decide whether an interrupted run may continue."""
         paths = [*self.files, *(path for prefix in self.token_prefixes for path in _token_files(prefix))]
         found = []
         for path in paths:

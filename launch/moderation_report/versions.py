@@ -54,7 +54,7 @@ class ComparedVersions:
 
 
 def read_version(path: Path, taxonomy: Taxonomy, *, name: str, thresholds: Mapping[str, float]) -> ScoredVersion:
-    """Read a score file and the summary beside it. ConfigError: the file is not a score file, or a record
+    """Read a score file and its summary. ConfigError: the file is not a score file, or a record
     lacks a category."""
     batch = all_scores([path], taxonomy.ids)
     chosen = tuple(thresholds.get(one, THRESHOLD) for one in taxonomy.ids)

@@ -32,7 +32,7 @@ _NO_LOG = logging.Logger("aiohttp, whose messages quote requests", logging.CRITI
 
 @dataclass
 class ModerationService:
-    """What the handlers share. `draining`: set when the server stops; it then only answers accepted requests."""
+    """State of the handlers. `draining`: set when the server stops; it then only answers accepted requests."""
 
     scorer: TextScorer
     queue: BatchQueue

@@ -12,7 +12,7 @@ from launch.moderation_server.app import ANALYZE, HEALTH, MODERATIONS, log, serv
 from launch.moderation_server.batches import TextScorer
 from launch.moderation_server.limits import ServerLimits
 
-_OTHER_FILES = 256  # that a process opens beside its connections
+_OTHER_FILES = 256  # that a process opens besides its connections
 
 
 def run_server(

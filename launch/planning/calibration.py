@@ -21,7 +21,7 @@ MIN_STEPS = 3
 
 @dataclass(frozen=True)
 class Calibration:
-    """A run's median step beside its prediction, in seconds. `ratio`: measured over predicted."""
+    """A run's median step and its prediction, in seconds. `ratio`: measured over predicted."""
 
     run: str
     measured: float

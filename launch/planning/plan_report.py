@@ -53,7 +53,7 @@ def layout_table(planned: Sequence[PlannedLayout], request: PlanRequest) -> list
 
 
 def _short(value: float, digits: str) -> str:
-    """A number with so many decimals, or two digits if it is below one."""
+    """A number with this many decimals, or two digits if it is below one."""
     return f"{value:,.{digits}f}" if value >= 1 else f"{value:.2g}"
 
 

@@ -1,4 +1,4 @@
-"""What `triaxial plan` is asked for: the options of the command, checked, as a request of the planner."""
+"""The options of `triaxial plan`, checked, as a request of the planner."""
 
 import argparse
 import math

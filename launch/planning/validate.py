@@ -1,4 +1,4 @@
-"""`triaxial plan --validate ROWS.csv`: predictions beside published runs."""
+"""`triaxial plan --validate ROWS.csv`: predictions compared with published runs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

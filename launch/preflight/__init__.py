@@ -1,1 +1,1 @@
-"""All nodes of a job check each other before training: who answers, who can talk to whom, and how fast."""
+"""All nodes of a job check each other before training: which nodes answer, which can communicate, and how fast."""

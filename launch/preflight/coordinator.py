@@ -173,7 +173,7 @@ class Coordinator:
         return min(self.limit_s, PAIR_LIMIT_S)
 
     def _accuse_links(self, links: Iterable[Pair], *, both: bool = False) -> None:
-        """Accuse the links. Without one of its nodes the others work, so that only the second is to leave out."""
+        """Accuse the links. The others work without one node of each, so leave out only the second."""
         for a, b in links:
             first, second = self.names[a], self.names[b]
             self.findings.accuse(
@@ -182,12 +182,12 @@ class Coordinator:
             )
 
     def _error(self, *nodes: int) -> str:
-        """What a rank of these nodes has said, for the end of a line."""
+        """The message of a rank of these nodes, for the end of a line."""
         said = [self.errors[rank] for node in nodes for rank in self.ranks[node] if rank in self.errors]
         return f": {said[0]}" if said else ""
 
     def _try_others(self, nodes: list[int]) -> bool:
-        """Let the nodes reduce that nothing is said against, and report it. True if they can."""
+        """Let the nodes that are not accused reduce, and report the result. True if they can."""
         if not nodes:
             return False
         outcomes = self._attempt([nodes], limit_s=self.limit_s)

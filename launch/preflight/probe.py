@@ -148,7 +148,7 @@ def _measure(environment: ClusterEnvironment, attempt: Attempt, backend: str, sa
 
 
 def _timed(group: Sequence[int], rank: int, size_bytes: int, device: Any) -> float:
-    """Seconds of an all-reduce of so many bytes. RuntimeError: a sum is wrong. All summands are whole numbers."""
+    """Seconds of an all-reduce of this many bytes. RuntimeError: a sum is wrong. All summands are whole numbers."""
     import torch
     import torch.distributed as dist
 

@@ -1,7 +1,7 @@
 """The program of one rank of a preflight, which `launch.torchrun` starts: `python -m launch.preflight.rank`.
 
-The ranks meet, say what their nodes have, look at the shared folder and the clocks, and then follow the plans of rank
-0. The exit status is 0, or MISTAKE if anything is wrong: a restart would find the same.
+The ranks meet, report the facts of their nodes, check the shared folder and the clocks, and then follow the plans of
+rank 0. The exit status is 0, or MISTAKE if anything is wrong: a restart would not help.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def _backend() -> str:
 
 
 def _facts(environment: ClusterEnvironment) -> dict[str, Any]:
-    """What rank 0 must know of this rank; the facts of the node come from its first rank."""
+    """The facts about this rank for rank 0; the facts of the node come from its first rank."""
     import torch
 
     name = environment.node_name or socket.gethostname()
@@ -103,7 +103,7 @@ def _facts(environment: ClusterEnvironment) -> dict[str, Any]:
 
 
 def _lead(board: Board, environment: ClusterEnvironment, args: argparse.Namespace) -> Findings:
-    """Rank 0: meet all, compare what they have, then try all-reduces."""
+    """Rank 0: wait for all, compare their facts, then try all-reduces."""
     everyone = range(environment.world_size)
     facts = board.read_all({rank: f"facts {rank}" for rank in everyone}, timeout_s=args.limit_s)
     ranks: dict[int, list[int]] = {}
@@ -178,7 +178,7 @@ def _compare_folders(
 
 
 def _follow(board: Board, environment: ClusterEnvironment, args: argparse.Namespace, patience: _Patience) -> Findings:
-    """All ranks but 0: answer what rank 0 asks, until it says the end."""
+    """All ranks but 0: answer the requests of rank 0 until it ends."""
     wait_s, backend = patience.seconds - MARGIN_S, _backend()
     look = board.read("look", timeout_s=wait_s)
     skew_s = time.time() - look["now"]
@@ -212,7 +212,7 @@ def _sees(file: Path, token: str) -> bool:
 
 
 def _without_rank_0(environment: ClusterEnvironment, error: str) -> Findings:
-    """What a rank reports that cannot reach rank 0."""
+    """The report of a rank that cannot reach rank 0."""
     return Findings(
         problems=[
             f"no answer from rank 0 at {environment.master_addr}:{environment.master_port}. See its output: its node, "

@@ -7,8 +7,8 @@ from typing import Any
 Pair = tuple[int, int]
 
 SLOW = 0.5  # a pair or a rank with less than this share of the usual speed is slow
-MAX_ALL_ROUNDS = 8  # up to so many nodes every pair is tried
-FEW_ROUNDS = 3  # with more nodes, each is tried with so many others
+MAX_ALL_ROUNDS = 8  # up to this many nodes, every pair is tried
+FEW_ROUNDS = 3  # with more nodes, each is tried with this many others
 MUST_AGREE = ("torch", "nccl")  # else collectives can fail; other differences are only warnings
 
 

@@ -27,7 +27,7 @@ _MICRO_TOKENS = {"cpu": 4_096, "cuda": 32_768}
 
 @dataclass(frozen=True)
 class Dials:
-    """The wishes of a person, each None if not given. `tokens`: 0 means Chinchilla's rule."""
+    """The dials that the user may set, each None if not given. `tokens`: 0 means Chinchilla's rule."""
 
     parameters: float | None = None
     depth: int | None = None
@@ -51,7 +51,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Training:
-    """A model and its training. `why` has a line for each choice that a person should know."""
+    """A model and its training. `why` has a line for each choice that the user should know."""
 
     model: ModelConfig
     seq_len: int
@@ -118,7 +118,7 @@ class _Fit:
         return self.batched(model, seq_len, tokens)
 
     def batched(self, model: ModelConfig, seq_len: int, tokens: float) -> Training:
-        """Return the training of a model over so many tokens, in steps that fit their number."""
+        """Return the training of a model over this many tokens, in steps that fit their number."""
         n = self.machine.n_processes
         seqs = 1 << max(0, int(tokens / STEPS / seq_len).bit_length() - 1)
         seqs = min(max(seqs, _MIN_BATCH_SEQS), max_batch_tokens(model.parameters) // seq_len)
@@ -193,7 +193,7 @@ def _bounded(fit: _Fit, plan: Training, tokens: float, corpus_tokens: int) -> Tr
 
 
 def _finished(fit: _Fit, plan: Training, tokens: float, corpus_tokens: int, why: tuple[str, ...]) -> Training:
-    """The plan's model over so many tokens of the corpus, with its epochs."""
+    """The plan's model over this many tokens of the corpus, with its epochs."""
     done = fit.batched(plan.model, plan.seq_len, tokens)
     epochs = done.total_tokens / max(1, corpus_tokens)
     if epochs > GOOD_EPOCHS:

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a person asks of `triaxial init`. All inputs are local, or all are URLs.
+    """The request to `triaxial init`. All inputs are local, or all are URLs.
 
     `name`: of the corpus in metrics.
     """

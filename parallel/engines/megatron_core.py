@@ -106,7 +106,7 @@ class MegatronEngine:
         waiting: list[Batch] = []
         for batch in batches:
             waiting.append(batch.to(self.mesh.device))
-            if len(waiting) == self.settings.layout.pipeline:  # so many keep all stages at work
+            if len(waiting) == self.settings.layout.pipeline:  # as many as keep all stages busy
                 self.schedule.run(waiting, forward_only=True)
                 waiting = []
         if waiting:

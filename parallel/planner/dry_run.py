@@ -212,7 +212,7 @@ def _run_step(
 
 
 def _reference_parameters(settings: EngineSettings, mesh: Mesh, objective: Objective) -> list[nn.Parameter]:
-    """What a frozen reference model holds beside the one that trains, if the objective has one.
+    """The parameters of the frozen reference model; none if the objective has no such model.
 
     Its forward pass is not run: it sends less than the training step, and peaks lower.
     """

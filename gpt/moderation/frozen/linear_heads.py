@@ -3,7 +3,7 @@
     minimise over w, b of l2 / 2 * |w|^2 + sum over texts with a known label of weight * cross-entropy(w x + b, label)
 
 It is scikit-learn's LogisticRegression with C = 1 / l2, in float64. Newton's method needs about ten passes over the
-features, and ends nearer to the minimum than L-BFGS, which needs hundreds. Memory: 8 d^2 bytes beside the features.
+features, and ends nearer to the minimum than L-BFGS, which needs hundreds. Memory: 8 d^2 bytes besides the features.
 """
 
 from collections.abc import Mapping, Sequence

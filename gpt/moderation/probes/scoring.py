@@ -1,4 +1,4 @@
-"""What a probe asks of a classifier: the scores of texts."""
+"""The interface of a probe to a classifier: the scores of texts."""
 
 from collections.abc import Callable, Sequence
 

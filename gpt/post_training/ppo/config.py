@@ -82,7 +82,7 @@ class PPOConfig(RolloutsConfig):
     kind: Literal["ppo"] = "ppo"
     """Proximal policy optimisation with a value model; with `ptx` PPO-ptx."""
     rollouts: Literal["sample", "only", "replay"] = "sample"
-    """`sample` samples and trains. `only` samples with the weights at hand and trains nothing. `replay` trains on the
+    """`sample` samples and trains. `only` samples with the current weights and trains nothing. `replay` trains on the
     files of `replay_from`."""
     replay_from: Path | None = None
     """A run whose folder `rollouts` is replayed."""

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="the score file: .jsonl, .jsonl.gz or .parquet. If the run was interrupted, the same command goes on",
+        help="the score file: .jsonl, .jsonl.gz or .parquet. If the run was interrupted, the same command continues",
     )
     parser.add_argument("--text-field", default="text", help="field or column with the text (default: text)")
     parser.add_argument("--id-field", default="id", help="field or column with the id (default: id)")

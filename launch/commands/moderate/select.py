@@ -18,7 +18,7 @@ from launch.moderation.loop.selection import labelled_ids, mean_scores, pool_of,
 from launch.processes.terminal import table_console
 from launch.reports.written import add_json_option, check_destination, json_destination
 
-OVERSAMPLE = 4  # with --group-by: so many candidates for each text, of which the groups' weights choose
+OVERSAMPLE = 4  # with --group-by: this many candidates for each text, of which the groups' weights choose
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

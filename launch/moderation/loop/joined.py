@@ -33,7 +33,7 @@ def labelled_texts(paths: Sequence[Path], taxonomy: Taxonomy) -> list[LabelledTe
 
 
 def summary_of(path: Path) -> dict[str, Any]:
-    """The summary that `moderate score` writes beside its file; empty if there is none."""
+    """The summary that `moderate score` writes next to its file; empty if there is none."""
     name = path.name.removesuffix(".gz")
     summary = path.with_name(name.rpartition(".")[0] + ".summary.json")
     return read_json_object(summary) if summary.is_file() else {}
