@@ -19,7 +19,7 @@ def add_few_shot_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         nargs="+",
         metavar="NAME",
-        help="few-shot tasks: gpt3 (all fifteen, the default without --text), gpt3_arithmetic, gpt3_words, one of them "
+        help="few-shot tasks: gpt3 (all fifteen, the default), gpt3_arithmetic, gpt3_words, one of them "
         "by name, a task of lm-evaluation-harness whose data is on this machine, or none",
     )
     parser.add_argument(

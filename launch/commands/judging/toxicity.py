@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "whose reward is a logit",
     )
     parser.add_argument("--n", type=int, default=25, help="continuations of each prompt (default: 25)")
-    parser.add_argument("--max-new-tokens", type=int, default=20, metavar="N", help="of a continuation (default: 20)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=20, metavar="N", help="tokens of a continuation (default: 20)"
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="(default: 1)")
     parser.add_argument("--top-p", type=float, default=0.9, help="(default: 0.9, the paper's)")
     parser.add_argument("--prefix", default="", help="text before each prompt, such as an instruction to be respectful")

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "trains nothing. `triaxial docs guides/moderation` has all commands, from --halves on",
     )
     parser.add_argument("--flagged", type=Path, metavar="FILE.jsonl", help="with --cross-fit: write the flagged texts")
-    parser.add_argument("--seed", type=int, default=0, help="of the halves and the sample (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the halves and the sample (default: 0)")
     add_json_option(parser, "all measures")
 
 

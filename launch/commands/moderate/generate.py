@@ -37,12 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--chat", action="store_true", help="ask an assistant, in the chat format of the run")
     model.add_argument("--temperature", type=float, default=1.0, help="(default: 1)")
     model.add_argument("--top-p", type=float, default=0.95, help="(default: 0.95)")
-    model.add_argument("--max-new-tokens", type=int, default=60, metavar="N", help="of a text (default: 60)")
+    model.add_argument("--max-new-tokens", type=int, default=60, metavar="N", help="tokens of a text (default: 60)")
     add_device_arguments(model)
     templates = actions.add_parser("templates", help="fill templates with words, for texts free of counterfactual bias")
     templates.add_argument("--templates", type=Path, required=True, metavar="FILE", help="as for `moderate probe`")
     templates.add_argument("--words", type=Path, required=True, metavar="FILE", help="as for `moderate probe`")
-    templates.add_argument("--fillings", type=int, default=4, help="of the other slots, for each template (default: 4)")
+    templates.add_argument(
+        "--fillings", type=int, default=4, help="fillings of the other slots by template (default: 4)"
+    )
     check = actions.add_parser("check", help="refuse noisy synthetic texts: compare a sample with an auditor or scores")
     check.add_argument("texts", type=Path, metavar="FILE", help="the synthetic texts")
     source = check.add_mutually_exclusive_group(required=True)

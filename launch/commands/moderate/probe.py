@@ -55,13 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slice-by", nargs="+", default=[], metavar="NAME", help="groups of the labelled texts")
     parser.add_argument("--share", type=float, default=0.5, help="share of the words to perturb (default: 0.5)")
     parser.add_argument(
-        "--limit", type=float, default=LIMIT, help=f"reduce while p is at least this (default: {LIMIT})"
+        "--limit", type=float, default=LIMIT, help=f"remove words while the score is at least this (default: {LIMIT})"
     )
     parser.add_argument(
-        "--reduce", type=int, default=50, metavar="N", help="texts of a category (default: 50; 0: none)"
+        "--reduce", type=int, default=50, metavar="N", help="texts to reduce for each category (default: 50)"
     )
     parser.add_argument("--reduced", type=Path, metavar="FILE.jsonl", help="write the words that are left; no screen")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"bootstrap resamples (default: {RESAMPLES})")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--device", default="auto", help="of a run: auto, cpu or cuda (default: auto)")
     add_json_option(parser, "all results (for `triaxial moderate report`)")

@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="files of `moderate label`: the cost of labels",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the page to FILE")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"of the bootstrap (default: {RESAMPLES})")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"bootstrap resamples (default: {RESAMPLES})")
     add_json_option(parser, "the figures")
 
 

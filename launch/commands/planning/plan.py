@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=int, default=10, metavar="N", help="layouts to show (default: 10)")
     parser.add_argument("--rejected", action="store_true", help="show every rule that rejects layouts")
     parser.add_argument("--dry-run", action="store_true", help="also measure the memory of the shown layouts")
-    parser.add_argument("--price-per-gpu-hour", type=float, metavar="P", help="for the cost")
+    parser.add_argument("--price-per-gpu-hour", type=float, metavar="P", help="price of a GPU hour")
     parser.add_argument("--deadline", metavar="T", help="the run must end within T, such as 30d, 2w or 36h")
     parser.add_argument("--save-seconds", type=float, metavar="S", help="time of a checkpoint's save")
     parser.add_argument(
