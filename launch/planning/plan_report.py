@@ -83,7 +83,8 @@ def rejected_lines(ranking: Ranking, *, most: int = 12) -> list[str]:
 
 def scaling_table(best: Sequence[PlannedLayout], knee: int) -> list[str]:
     """The best layout of each number of GPUs; the knee is the last whose doubling gave 1.6 times the speed."""
-    rows = [["GPUs", "step", "tokens/s", "of linear", "days", "cost", "layout"]]
+    priced = any(each.run.cost is not None for each in best)
+    rows = [["GPUs", "step", "tokens/s", "of linear", "days", *(["cost"] if priced else []), "layout"]]
     first = best[0]
     for each in best:
         time, job = each.ranked.time, each.ranked.candidate.job
@@ -95,7 +96,7 @@ def scaling_table(best: Sequence[PlannedLayout], knee: int) -> list[str]:
                 human_count(time.tokens_per_s(job)),
                 f"{time.tokens_per_s(job) / linear:.0%}",
                 f"{each.run.days:,.1f}",
-                "-" if each.run.cost is None else f"{each.run.cost:,.0f}",
+                *([f"{each.run.cost:,.0f}"] if each.run.cost is not None else []),
                 each.ranked.words,
             ]
         )

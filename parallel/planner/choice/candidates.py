@@ -111,6 +111,7 @@ def job_of(request: PlanRequest, parallel: ParallelConfig, layout: Layout, micro
         recompute=RECOMPUTE[parallel.recompute],
         sequence_parallel=parallel.sequence_parallel,
         precision=parallel.precision,
+        overlap_tensor=parallel.async_tensor,
         whole_backward=parallel.schedule == "dualpipev" and (parallel.compile or parallel.recompute != "none"),
     )
 

@@ -34,6 +34,7 @@ class Job:
     sequence_parallel: bool = True
     precision: str = "bf16"
     whole_backward: bool = False  # the schedule's backward of inputs also gives the gradients of weights
+    overlap_tensor: bool = False  # messages of tensor ranks run beside products, also where the stack overlaps none
 
     @property
     def world_size(self) -> int:

@@ -139,7 +139,8 @@ def _tensor_s(job: Job, cluster: Cluster, stack: Stack) -> float:
     """Exposed seconds of a block's messages between tensor and context ranks, in one direction."""
     nbytes = job.rows * job.model.d_model * (4 if job.precision == "fp32" else 2)
     each = all_gather_s(nbytes, group(cluster, job.tensor, stride=1), cluster)
-    share = stack.tensor_overlapped if stack.overlap_tensor and job.sequence_parallel else stack.tensor
+    overlaps = (stack.overlap_tensor or job.overlap_tensor) and job.sequence_parallel
+    share = stack.tensor_overlapped if overlaps else stack.tensor
     kv = 2 * job.seq_len * job.micro_batch_size * job.model.kv_heads * job.model.d_head / job.tensor * 2
     ring = all_gather_s(kv, group(cluster, job.context, stride=job.tensor), cluster)
     return stack.tensor_messages * each * share + ring * share
