@@ -22,7 +22,7 @@ from launch.planning.measured_plan import (
     wanted_profile,
 )
 from launch.planning.plan_figures import figures
-from launch.planning.plan_files import recipe_text, sbatch_text
+from launch.planning.plan_files import RECIPE_MARK, check_not_lost, recipe_text, sbatch_text
 from launch.planning.plan_page import plan_page
 from launch.planning.plan_report import (
     PlannedLayout,
@@ -84,6 +84,8 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
         print(calibration)
     for name in ("html", "write_recipe", "write_sbatch"):
         check_destination(f"--{name.replace('_', '-')}", getattr(args, name))
+    for name in ("write_recipe", "write_sbatch"):
+        check_not_lost(f"--{name.replace('_', '-')}", getattr(args, name))
     if config.objective.kind in PROGRAMS:
         return _plan_policy(args, config, request, wanted.counts[-1], emit)
     found = [
@@ -260,7 +262,7 @@ def _write_files(args: argparse.Namespace, best: Candidate, request: PlanRequest
     words = layout_words(best.parallel, best.micro_batch_size)
     if args.write_recipe is not None:
         table = recipe_table(read_toml(find_recipe(args.recipe)), args.overrides)
-        note = f"{title} for {gpus:,} {request.cluster.gpu.name}, by triaxial plan: {words}"
+        note = f"{title} for {gpus:,} {request.cluster.gpu.name}{RECIPE_MARK}{words}"
         write_page("--write-recipe", args.write_recipe, recipe_text(table, best, note=note))
         print(f"wrote {args.write_recipe}: {words}")
     if args.write_sbatch is not None:

@@ -7,12 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError
+from gpt.files.regular import read_text
 from launch.config.settings import toml
 from launch.shipped import shipped_folder
 from parallel.layout.config import ParallelConfig
 from parallel.planner.choice.candidates import Candidate
 
+MAX_FILE_BYTES = 1 << 20  # of a file that may be written over
+RECIPE_MARK = ", by triaxial plan: "
+SCRIPT_MARK = "# the planned recipe"
 HOURS = 24  # of one job; the script requeues itself
+
+
+def check_not_lost(option: str, path: Path | None) -> None:
+    """ConfigError if `path` is a file that `triaxial plan` has not written: it may be somebody's only copy."""
+    if path is None or not path.is_file():
+        return
+    try:
+        text = read_text(path, max_bytes=MAX_FILE_BYTES)
+    except (OSError, ValueError):
+        text = ""
+    if RECIPE_MARK not in text and SCRIPT_MARK not in text:
+        raise ConfigError(f"{option} {path} is invalid: the file is there, and not by triaxial plan. Use another name")
 
 
 def recipe_text(table: dict[str, Any], chosen: Candidate, *, note: str) -> str:
@@ -35,5 +51,5 @@ def sbatch_text(recipe: Path, *, nodes: int, gpus_per_node: int) -> str:
         text, count = re.subn(rf"(?m)^#SBATCH --{option}=.*$", f"#SBATCH --{option}={value}", text)
         if count != 1:
             raise ConfigError(f"{template} is invalid: it needs one line #SBATCH --{option}. Install Triaxial again")
-    given = f'set -- {shlex.quote(str(recipe.absolute()))} "$@" # the planned recipe\n'
+    given = f'set -- {shlex.quote(str(recipe.absolute()))} "$@" {SCRIPT_MARK}\n'
     return text.replace("set -u\n", f"set -u\n{given}", 1)

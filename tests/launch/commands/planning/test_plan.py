@@ -46,6 +46,19 @@ def test_a_plan_with_every_file(tmp_path, capsys):
     assert not re.search(r"<script|src=|https?://(?!www\.w3\.org)", page)
 
 
+@pytest.mark.parametrize("option", ["--write-recipe", "--write-sbatch"])
+def test_a_file_of_somebody_else_is_not_written_over(option, tmp_path, capsys):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[model]\n# my own recipe, written by hand\n")
+    assert main([*SMALL, "--keep", "1", option, str(mine)]) == 2
+    said = capsys.readouterr().err
+    assert f"{option} {mine} is invalid: the file is there, and not by triaxial plan. Use another name" in said
+    assert "by hand" in mine.read_text()
+    planned = tmp_path / "planned"
+    for _ in range(2):  # its own file it writes again
+        assert main([*SMALL, "--keep", "1", option, str(planned)]) == 0
+
+
 def test_a_range_of_gpus_gives_a_curve_with_its_knee(tmp_path, capsys):
     page = tmp_path / "plan.html"
     assert main(["plan", "gpt3_2.7b", "--gpus", "8..32xA100-80G", "--html", str(page), "--network", "100G"]) == 0
