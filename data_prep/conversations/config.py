@@ -58,7 +58,7 @@ class ConversationsConfig:
     """Text that de-duplication and decontamination compare: `prompt` (all before the answer) or `conversation`. By
     default the prompt, and of rankings the conversation: a prompt may be ranked by several people."""
     tie_margin: float = 0.0
-    """Scores that differ by less make a tie with the lowest of them."""
+    """Scores less than this above the lowest score of a level are on that level too."""
     join_pairs: bool = True
     """Of rankings: join pairs that follow each other in a file, with one prompt and labeller, to one ranking, unless
     the ranking would order answers that no pair or chain of pairs orders."""
