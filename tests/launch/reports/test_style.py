@@ -11,15 +11,31 @@ from data_prep.pipeline import PreparedCorpus
 from data_prep.reports import style as shared
 from data_prep.reports.page import report_page as preparation_page
 from gpt.evaluation.intervals import Interval
+from gpt.model.config import ModelConfig
 from launch.demos.side_by_side import Answered
 from launch.demos.side_by_side import page as demo_page
 from launch.parity.page import parity_page
 from launch.parity.ranks import LayoutResult
 from launch.parity.report import ParityReport, Row, Tolerances
+from launch.planning.plan_figures import figures
+from launch.planning.plan_page import plan_page
+from launch.planning.plan_report import PlannedLayout
 from launch.reports.style import run_page, svg_document
-from parallel.layout.config import ParallelConfig
+from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.planner.choice.candidates import PlanRequest, candidate
+from parallel.planner.choice.ranking import Ranking, RejectedGroup, rank_one
+from parallel.planner.hardware.tables import Cluster, read_hardware
 from parallel.planner.search import Choice
 
+HARDWARE = read_hardware()
+PLANNED = PlanRequest(
+    ModelConfig(vocab_size=50257, n_ctx=2048, n_layers=24, d_model=2048, n_heads=16),
+    BatchConfig(1, 2**20),
+    2048,
+    ParallelConfig(),
+    Cluster(HARDWARE.gpus["H100"], HARDWARE.networks["400G"], 8),
+    HARDWARE.stacks["triaxial"],
+)
 ROOT = Path(__file__).resolve().parents[3]
 COLOUR = re.compile(r"#[0-9a-fA-F]{3,8}\b")
 DRAWN = ["data_prep/reports/page.py", "launch/reports/page.py", "launch/reports/plots.py", "launch/reports/tables.py",
@@ -53,6 +69,19 @@ def pages():
         for name in ("one process", "pipeline=2 data=2 schedule=interleaved_zero_bubble")
     ]
     yield parity_page(ParityReport("fp32", 1, Tolerances(1e-5, 1e-4, 1e-4), rows[:1], [], rows[1:], []), recipe="demo")
+    yield plan_page("Plan of demo", list(planned()), PLANNED, knee=16)
+
+
+def planned():
+    """Plans of two numbers of GPUs, with a long layout in each."""
+    for gpus in (8, 16):
+        parallel = ParallelConfig(
+            tensor=2, pipeline=2, data=gpus // 4, schedule="interleaved_1f1b", stages_per_rank=2, recompute="selective"
+        )
+        ranked = rank_one(PLANNED, candidate(PLANNED, parallel, 1))
+        refused = RejectedGroup("a rule", 1234, "tensor=16", f"parallel.{'tensor' * 20} is invalid")
+        run = figures(ranked, PLANNED, total_tokens=10**10, price=2.0)
+        yield Ranking(gpus, (ranked,), 1, (refused,)), [PlannedLayout(ranked, run)]
 
 
 def test_no_page_is_wider_than_a_phone(rendered, tmp_path):
@@ -62,5 +91,5 @@ def test_no_page_is_wider_than_a_phone(rendered, tmp_path):
     (tmp_path / "phones.html").write_text(f"<!doctype html><body>{frames}<script>{script}</script>", encoding="utf-8")
     shown = rendered((tmp_path / "phones.html").as_uri())
     widths = re.search(r"([\d,]+)</body>", shown)[1].split(",")
-    assert len(widths) == 3
+    assert len(widths) == 4
     assert max(map(int, widths)) <= 390
