@@ -32,7 +32,8 @@ def parallel_section(flags: Flags, draft: RecipeDraft) -> None:
     tensor = flags.number("--tensor-model-parallel-size", 1)
     draft.set("parallel.tensor", tensor, "--tensor-model-parallel-size")
     if tensor > 1:
-        draft.set("parallel.sequence_parallel", flags.switch("--sequence-parallel"), "--sequence-parallel")
+        shares = flags.switch("--sequence-parallel")
+        draft.set("parallel.sequence_parallel", shares, "--sequence-parallel" if shares else "no --sequence-parallel")
     pipeline = flags.number("--pipeline-model-parallel-size", 1)
     draft.set("parallel.pipeline", pipeline, "--pipeline-model-parallel-size")
     flags.exclude("--num-layers-per-virtual-pipeline-stage", "--num-virtual-stages-per-pipeline-rank")

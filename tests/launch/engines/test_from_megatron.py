@@ -56,6 +56,7 @@ def test_tensor_ranks_share_the_sequence_if_megatrons_did(flags: str, expected: 
     text, config = recipe_of(f"{PLAIN} --tensor-model-parallel-size 2 {flags}")
     assert config.parallel.sequence_parallel is expected
     assert "--sequence-parallel" not in text.split("[run]")[0], "it is carried over, not left out"
+    assert f"sequence_parallel = {str(expected).lower()}  # {flags or 'no --sequence-parallel'}" in text
 
 
 def test_flags_without_a_counterpart_are_named_with_the_reason() -> None:
