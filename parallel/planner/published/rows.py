@@ -59,6 +59,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         text = read_text(path, max_bytes=MAX_FILE_BYTES).removeprefix("\ufeff")
         reader = csv.DictReader(io.StringIO(text, newline=""))
         rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+        rows = [row for row in rows if any(row.values())]  # spreadsheets end in rows of commas
     except OSError as error:
         raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
     except (ValueError, csv.Error) as error:
@@ -86,6 +87,8 @@ def published_runs(rows: list[dict[str, str]], hardware: Hardware) -> tuple[list
 
 
 def _run(row: dict[str, str], hardware: Hardware) -> PublishedRun:
+    if not row["metric"]:
+        raise ConfigError("metric is missing")
     if row["metric"] not in METRICS:
         raise ConfigError(f"metric {row['metric'][:100]!r} is unknown. Use {', '.join(METRICS)}, or a name with mem")
     stack = stack_of(row, hardware)

@@ -126,6 +126,7 @@ def test_a_source_that_names_two_programs():
         ({"gpu": "A100", "precision": "fp8"}, ".*this GPU has no fp8"),
         ({"value": "fast"}, "value fast is invalid: must be a number above 0"),
         ({"unit": "fortnights"}, "unit fortnights is invalid with metric iter_time\\. Use s, sec, "),
+        ({"metric": ""}, "metric is missing"),
         ({"metric": "tokens_per_day"}, "metric 'tokens_per_day' is unknown. Use iter_time, "),
         ({"precision": "int8"}, "precision int8 is not modelled"),
         ({"precision": "tf32"}, "precision tf32 is not modelled"),
@@ -144,6 +145,8 @@ def test_files_of_strangers_are_refused_in_one_line(tmp_path):
         path.write_bytes(data)
         with pytest.raises(ConfigError, match=message):
             read_rows(path)
+    path.write_text(f"{head}\na,H100{',' * 9}\n{',' * 10}\n")
+    assert [row["id"] for row in read_rows(path)] == ["a"]
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(ConfigError, match="a named pipe"):
