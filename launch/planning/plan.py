@@ -22,7 +22,7 @@ from launch.planning.measured_plan import (
     wanted_profile,
 )
 from launch.planning.plan_figures import figures
-from launch.planning.plan_files import RECIPE_MARK, check_not_lost, recipe_text, sbatch_text
+from launch.planning.plan_files import RECIPE_MARK, SCRIPT_MARK, check_not_lost, recipe_text, sbatch_text
 from launch.planning.plan_page import plan_page
 from launch.planning.plan_report import (
     PlannedLayout,
@@ -84,8 +84,8 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
         print(calibration)
     for name in ("html", "write_recipe", "write_sbatch"):
         check_destination(f"--{name.replace('_', '-')}", getattr(args, name))
-    for name in ("write_recipe", "write_sbatch"):
-        check_not_lost(f"--{name.replace('_', '-')}", getattr(args, name))
+    check_not_lost("--write-recipe", args.write_recipe, RECIPE_MARK)
+    check_not_lost("--write-sbatch", args.write_sbatch, SCRIPT_MARK)
     if config.objective.kind in PROGRAMS:
         return _plan_policy(args, config, request, wanted.counts[-1], emit)
     found = [

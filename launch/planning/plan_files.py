@@ -19,16 +19,18 @@ SCRIPT_MARK = "# the planned recipe"
 HOURS = 24  # of one job; the script requeues itself
 
 
-def check_not_lost(option: str, path: Path | None) -> None:
-    """ConfigError if `path` is a file that `triaxial plan` has not written: it may be somebody's only copy."""
+def check_not_lost(option: str, path: Path | None, mark: str) -> None:
+    """ConfigError if `path` is a file without `mark`, so not by `triaxial plan`: it may be somebody's only copy."""
     if path is None or not path.is_file():
         return
     try:
         text = read_text(path, max_bytes=MAX_FILE_BYTES)
     except (OSError, ValueError):
         text = ""
-    if RECIPE_MARK not in text and SCRIPT_MARK not in text:
-        raise ConfigError(f"{option} {path} is invalid: the file is there, and not by triaxial plan. Use another name")
+    if mark not in text:
+        raise ConfigError(
+            f"{option} {path} is invalid: the file is there, and {option} did not write it. Use another name"
+        )
 
 
 def recipe_text(table: dict[str, Any], chosen: Candidate, *, note: str) -> str:

@@ -52,11 +52,13 @@ def test_a_file_of_somebody_else_is_not_written_over(option, tmp_path, capsys):
     mine.write_text("[model]\n# my own recipe, written by hand\n")
     assert main([*SMALL, "--keep", "1", option, str(mine)]) == 2
     said = capsys.readouterr().err
-    assert f"{option} {mine} is invalid: the file is there, and not by triaxial plan. Use another name" in said
+    assert f"{option} {mine} is invalid: the file is there, and {option} did not write it. Use another name" in said
     assert "by hand" in mine.read_text()
     planned = tmp_path / "planned"
     for _ in range(2):  # its own file it writes again
         assert main([*SMALL, "--keep", "1", option, str(planned)]) == 0
+    other = {"--write-recipe": "--write-sbatch", "--write-sbatch": "--write-recipe"}[option]
+    assert main([*SMALL, "--keep", "1", other, str(planned)]) == 2
 
 
 def test_a_range_of_gpus_gives_a_curve_with_its_knee(tmp_path, capsys):
