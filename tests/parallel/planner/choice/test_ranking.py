@@ -89,4 +89,5 @@ def test_async_tensor_gains_about_what_torchtitan_measured():
             step_time(replace(run.jobs[0], precision=precision, overlap_tensor=on), run.cluster, run.stack).seconds
             for on in (False, True)
         )
-        assert plain / overlapped == pytest.approx(gain, abs=0.07)
+        assert plain / overlapped > 1.03
+        assert plain / overlapped == pytest.approx(gain, abs=0.1)
