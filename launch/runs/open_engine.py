@@ -161,7 +161,6 @@ class PackedScorer:
 
     module: SequenceModel
     objective: Objective
-    data_rank: int = 0
     data_size: int = 1
 
     @torch.inference_mode()
