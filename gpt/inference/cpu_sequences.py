@@ -47,15 +47,16 @@ class SequenceModel(nn.Module):
     def forward(self, tokens: Tensor, lengths: Sequence[int], *, causal: bool, ends_only: bool) -> Tensor:
         """The head's output at each token (t, o), or with `ends_only` at the last token of each sequence (n, o).
 
-        `tokens` (t,): the sequences one after the other, of `lengths` tokens, none of them empty. Positions and
-        attention restart at each sequence; attention is causal or goes to all tokens of the sequence.
+        `tokens` (t,): one or more sequences, one after the other, of `lengths` tokens, none of them empty. Positions
+        and attention restart at each sequence; attention is causal or goes to all tokens of the sequence.
         """
         t = len(tokens)
         assert sum(lengths) == t, f"{t} tokens, but the lengths of {sum(lengths)}"
         assert min(lengths) > 0, "an empty sequence"
         fill = -t % STEP_ROWS
         tokens = torch.cat((tokens, tokens.new_zeros(fill)))
-        positions = torch.cat([torch.arange(length) for length in (*lengths, fill)]).unsqueeze(0)  # (1, t)
+        parts = [torch.arange(length) for length in lengths]
+        positions = torch.cat((*parts, torch.zeros(fill, dtype=torch.long))).unsqueeze(0)  # (1, t)
         x = self.embed(tokens.unsqueeze(0), positions)[0]  # (t, d)
         angles = angles_of(self.config, positions, length=len(tokens), device=tokens.device)
         turns = None if angles is None else torch.complex(angles.cos, angles.sin)[0].transpose(0, 1)  # (t, 1, e / 2)
@@ -179,7 +180,7 @@ def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, causal: bool, *, out: 
     """Attention of one sequence in bf16 into `out`, from q (k, h / k, s, e) and keys and values (k, s, e).
 
     torch's kernel has no fast products in bf16 on CPUs without AMX. These have, and heads that share keys share a
-    product. Scores are rounded to bf16, as in CausalOnCPU's backward.
+    product. Scores are rounded to bf16, as in CausalOnCPU's backward. Not measured with AMX.
     """
     n_kv, groups, s, e = q.shape
     later = torch.full((QUERY_BLOCK, QUERY_BLOCK), float("-inf"), dtype=q.dtype).triu(1)

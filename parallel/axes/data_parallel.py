@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
-from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 
 from gpt.losses.batch import Batch
 from parallel.axes.precision import ARITHMETIC
@@ -60,7 +59,7 @@ def accumulate(stage: ModelStage, micro_batches: Sequence[Batch], *, zero_stage:
     """
     assert isinstance(stage, FSDPModule)
     states = [module._get_fsdp_state() for module in _fsdp_modules(stage)]
-    idle = zero_stage < 2 and all(state._mp_policy.param_dtype == torch.float32 for state in states)
+    idle = zero_stage < 2 and all(state._mp_policy.param_dtype == torch.float32 for state in states)  # see ADR 7
     for i, batch in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
         if i == 0 or last:  # those between are as the first; each setting visits all modules
@@ -70,19 +69,20 @@ def accumulate(stage: ModelStage, micro_batches: Sequence[Batch], *, zero_stage:
 
 
 @contextmanager
-def _without_hooks(states: list[FSDPState]) -> Iterator[None]:
+def _without_hooks(states: list[Any]) -> Iterator[None]:
     """Let FSDP pass over a forward and backward in which it has nothing to do.
 
     Weights are gathered, no gradient is reduced, and autograd adds gradients up in fp32 itself. In torch 2.13 the hooks
-    return at once in a forward pass that belongs to a backward pass, as one of recomputation does.
+    of a forward pass return at once if it belongs to a backward pass, as one of recomputation does. They then register
+    none for the backward pass.
     """
     for state in states:
-        state._training_state = TrainingState.PRE_BACKWARD
+        state._training_state = type(state._training_state).PRE_BACKWARD
     try:
         yield
     finally:
         for state in states:
-            state._training_state = TrainingState.IDLE
+            state._training_state = type(state._training_state).IDLE
 
 
 def _fsdp_modules(stage: nn.Module) -> list[FSDPModule]:

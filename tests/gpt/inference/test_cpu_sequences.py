@@ -67,6 +67,14 @@ def test_outputs_equal_those_of_each_sequence_alone(config: ModelConfig, causal:
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
 
 
+@torch.inference_mode()
+def test_a_context_may_be_shorter_than_the_rows_that_fill_a_slice() -> None:
+    model = model_of(ModelConfig(**{**SIZES, "n_ctx": 8}))
+    tokens = sequences((5,))[0]
+    packed = SequenceModel(copy.deepcopy(model))(tokens, [5], causal=True, ends_only=False)
+    torch.testing.assert_close(packed, model(tokens.unsqueeze(0))[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.bfloat16), reason="this processor has no bf16 kernels")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
