@@ -74,19 +74,24 @@ class _Products(torch.autograd.Function):
         weights, biases = parameters[:half], parameters[half:]
         x = ranks.whole_of(share)
         ctx.ranks = ranks
-        ctx.save_for_backward(x, *weights)
+        of_share, _, *wanted = ctx.needs_input_grad
+        # As autograd of a linear layer: frozen weights need no x, and an input without a gradient needs no weights.
+        ctx.save_for_backward(x if any(wanted[:half]) else None, *(weights if of_share else ()))
         return tuple(functional.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        rows, flat = [grad.flatten(0, -2) for grad in grads], x.flatten(0, -2)
+        rows = [grad.flatten(0, -2) for grad in grads]
         of_share, _, *wanted = ctx.needs_input_grad
         if of_share:
             total = rows[-1] @ weights[-1]
             for grad, weight in zip(rows[-2::-1], weights[-2::-1], strict=True):  # the order of autograd's own sums
                 total += grad @ weight
-            finish = ctx.ranks.start_sum(total.view(x.shape))
-        of_weights = [grad.t() @ flat if wants else None for grad, wants in zip(rows, wanted[: len(rows)], strict=True)]
+            finish = ctx.ranks.start_sum(total.view(*grads[0].shape[:-1], -1))
+        of_weights = [
+            grad.t() @ x.flatten(0, -2) if wants else None
+            for grad, wants in zip(rows, wanted[: len(rows)], strict=True)
+        ]
         of_biases = [grad.sum(0) if wants else None for grad, wants in zip(rows, wanted[len(rows) :], strict=True)]
         return finish() if of_share else None, None, *of_weights, *of_biases

@@ -82,6 +82,32 @@ def test_the_message_starts_before_the_gradients_of_weights(process_group, split
     assert orders == [["aten::mm", "aten::mm", SENT[splits_sequence]], ["aten::mm", SENT[splits_sequence], "aten::mm"]]
 
 
+@WAYS
+@pytest.mark.parametrize("keys", [{}, MODERN], ids=["gpt3", "modern"])
+@pytest.mark.parametrize("trained", ["", "attention.out", "attention.k", "mlp.", "q.bias", "embed"])
+def test_frozen_weights_keep_no_more_than_with_linear_layers(process_group, splits_sequence, keys, trained):
+    def freeze(model):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained in name)
+
+    plain, overlapped = (kept_bytes(model) for model in models(splits_sequence, keys, freeze))
+    assert overlapped == plain
+
+
+def kept_bytes(model):
+    """Bytes that autograd keeps for backward, without those of parameters."""
+    held, kept = {parameter.data_ptr() for parameter in model.parameters()}, {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no other takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(torch.arange(32).view(2, 16)).square().sum()
+    del loss
+    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in held)
+
+
 def test_layers_that_are_not_plain_are_left_as_they_are(process_group):
     def add_hook(model):
         model.blocks["0"].attention.k.register_forward_hook(lambda layer, inputs, output: output)
