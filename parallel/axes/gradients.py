@@ -44,20 +44,28 @@ def sum_tied_gradients(weights: list[nn.Parameter], mesh: Mesh) -> None:
 
 
 @torch.no_grad()
-def sum_partial_gradients(parameters: list[nn.Parameter], mesh: Mesh) -> None:
-    """Add up over tensor ranks the gradients of those of `parameters` that each of them holds whole.
+def sum_partial_gradients(partial: list[nn.Parameter], repeated: list[nn.Parameter], mesh: Mesh) -> None:
+    """Combine over tensor ranks the gradients of those parameters that each of them holds whole.
 
-    A rank's layers compute such a gradient from its share of the sequence or of the heads: see
-    parallel.axes.tensor_parallel.gives_partial_gradient. All tensor ranks must call it, once a step. One all-reduce of
-    fp32 numbers, as many as this rank's shards of these gradients have.
+    Add up those of `partial`, which a rank's layers compute from its share of the sequence or of the heads: see
+    parallel.axes.tensor_parallel.gives_partial_gradient. Average those of `repeated`, which every rank computes whole:
+    a backward pass that is not deterministic would give ranks other bits, and their copies would drift apart.
+
+    All tensor ranks must call it, once a step. One all-reduce of fp32 numbers, as many as this rank's shards of these
+    gradients have.
     """
-    parts = [_gradient(p) for p in parameters if p.grad is not None and _held_by_all_tensor_ranks(p)]
-    if not parts:
+    parts, copies = (
+        [_gradient(p) for p in parameters if p.grad is not None and _held_by_all_tensor_ranks(p)]
+        for parameters in (partial, repeated)
+    )
+    gradients = [*parts, *copies]
+    if not gradients:
         return
-    total = torch.cat([part.flatten() for part in parts]).to(mesh.device)  # offloaded gradients are on the host
+    total = torch.cat([each.flatten() for each in gradients]).to(mesh.device)  # offloaded gradients are on the host
     dist.all_reduce(total, group=mesh.tensor.get_group())
-    for part, summed in zip(parts, torch.split(total, [part.numel() for part in parts]), strict=True):
-        part.copy_(summed.view_as(part))
+    total[sum(part.numel() for part in parts) :] /= mesh.layout.tensor
+    for each, combined in zip(gradients, torch.split(total, [each.numel() for each in gradients]), strict=True):
+        each.copy_(combined.view_as(each))
 
 
 def whole_gradients(

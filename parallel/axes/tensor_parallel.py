@@ -132,7 +132,7 @@ def gives_partial_gradient(name: str, *, splits_sequence: bool) -> bool:
     """Whether the gradient of a parameter that every tensor rank holds whole is a part of a sum over them.
 
     With the sequence in shares, each gradient is. Else a rank computes norms, positions and heads over the whole
-    sequence, as all do, and has their whole gradients.
+    sequence, as all do, and has their whole gradients, which are averaged.
     """
     return splits_sequence or _BEFORE_SUMS.search(name) is not None
 

@@ -95,7 +95,11 @@ class NativeEngine:
             else None
         )
         self._packs, splits = self._packed_multiple(), settings.parallel.sequence_parallel
-        self._in_parts = [p for name, p in self.parameters if gives_partial_gradient(name, splits_sequence=splits)]
+        self._in_parts: list[torch.nn.Parameter] = []
+        self._repeated: list[torch.nn.Parameter] = []  # every tensor rank computes their whole gradients
+        for name, p in self.parameters:
+            partial = gives_partial_gradient(name, splits_sequence=splits)
+            (self._in_parts if partial else self._repeated).append(p)
         self._partial_gradients = False  # gradients that tensor ranks have not added up yet
         self._replica_check: ReplicaCheck | None = None
         self.tensors = NativeTensors(self.parameters, self.optimizer, self._tied_copies, settings.saves_frozen)
@@ -146,7 +150,7 @@ class NativeEngine:
 
     def _finish_gradients(self) -> None:
         if self._partial_gradients:
-            sum_partial_gradients(self._in_parts, self.mesh)
+            sum_partial_gradients(self._in_parts, self._repeated, self.mesh)
             self._partial_gradients = False
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:

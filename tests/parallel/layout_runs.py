@@ -224,6 +224,17 @@ def counted_step(engine, *, peaks):
     return ranks
 
 
+def step_with_other_bits(engine):
+    """Differences between the replicas of ranks after a step in which rank 1 computed other gradients of norms."""
+    tokens = tokens_of_step(0)
+    engine.forward_backward(Batch(tokens[:, :-1], tokens[:, 1:]))
+    for name, parameter in engine.parameters:
+        if "norm" in name and dist.get_rank() == 1:
+            local(parameter.grad).mul_(1.01)
+    engine.optimizer_step(OPTIMIZER.learning_rate)
+    return engine.check_replicas()
+
+
 def counted_live(live):
     """By rank, the most micro-batches alive at once in training, and how many are left after it."""
     everyone = [None] * dist.get_world_size()
@@ -255,6 +266,8 @@ def run_one(run):
     engine = build(run)
     if run.get("count"):
         return counted_step(engine, peaks=run.get("peak", False))
+    if run.get("other_bits"):
+        return {"differences": step_with_other_bits(engine)}
     result = {"initial_weights": whole_weights_digest(engine)}
     if run.get("generate"):
         for way, sampling in (("greedy", Sampling()), ("warm", Sampling(temperature=1.3, top_k=20))):

@@ -55,6 +55,8 @@ def textbook(name, rank):
         once = m * (4 * layers + first + last) * activation  # an end of the model: one forward, the opposite backward
         kinds = ("all-gather", "reduce-scatter") if config.sequence_parallel else ("all-reduce",)
         expected |= {("tensor", kind): once for kind in kinds}
+        if not config.sequence_parallel:  # once a step, the gradients of norms, row-split biases, positions
+            expected["tensor", "all-reduce"] += fp32 * (layers * 6 * D + T * D + 2 * D)
     if p > 1:
         tied = VOCAB * D // tp // shard * fp32 if first or last else 0  # its gradients, between the two ends
         expected["pipeline", "send"] = (2 - first - last) * m * activation // tp + tied
