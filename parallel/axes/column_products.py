@@ -89,6 +89,7 @@ class _Products(torch.autograd.Function):
             for grad, weight in zip(rows[-2::-1], weights[-2::-1], strict=True):  # the order of autograd's own sums
                 total += grad @ weight
             finish = ctx.ranks.start_sum(total.view(*grads[0].shape[:-1], -1))
+            del total  # shares are sent from a copy: free the sum while the weights' gradients are computed
         of_weights = [
             grad.t() @ x.flatten(0, -2) if wants else None
             for grad, wants in zip(rows, wanted[: len(rows)], strict=True)

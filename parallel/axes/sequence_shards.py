@@ -159,9 +159,6 @@ def _summed(part: Tensor, group: str) -> Tensor:
 
 def _started_sum(part: Tensor, group: str) -> Callable[[], Tensor]:
     part = part.contiguous()
-    if is_in_torch_dispatch_mode():  # recomputation, a counter
-        sent = functional.all_reduce(part, "sum", group)
-        return lambda: functional.wait_tensor(sent)  # type: ignore[no-any-return]
     work = dist.all_reduce(part, group=group_named(group), async_op=True)
 
     def finish() -> Tensor:
@@ -175,11 +172,18 @@ def _started_reduce_scatter(part: Tensor, ranks: TensorRanks) -> Callable[[], Te
     parts = torch.cat(part.chunk(ranks.size, dim=1))  # (tp * b, t/tp, d)
     if not ranks.by_chunks:
         sent = functional.reduce_scatter_tensor(parts, "sum", ranks.size, ranks.group)
-        return lambda: functional.wait_tensor(sent)  # type: ignore[no-any-return]
-    if is_in_torch_dispatch_mode():
-        share = reduce_scatter(parts, ranks.size, ranks.group, by_chunks=True)
-        return lambda: share
-    return start_chunk_sums(parts, ranks.size, ranks.group)
+    elif is_in_torch_dispatch_mode():  # a counter of messages or of memory
+        sent = reduce_scatter(parts, ranks.size, ranks.group, by_chunks=True)
+    else:
+        return start_chunk_sums(parts, ranks.size, ranks.group)
+    waiting = [parts]  # NCCL reads them until the message has ended, and a dry run has to count them so long
+
+    def finish() -> Tensor:
+        share: Tensor = functional.wait_tensor(sent)
+        waiting.clear()
+        return share
+
+    return finish
 
 
 def _all_gather(share: Tensor, group: str, size: int) -> Tensor:

@@ -8,17 +8,18 @@ import copy
 import pytest
 import torch
 from layout_runs import MODEL, MODERN
+from live_tensors import Live
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
-from parallel.axes.column_products import gather_inputs, overlap_messages
+from parallel.axes.column_products import _Overlapped, gather_inputs, overlap_messages
 from parallel.axes.sequence_shards import tensor_ranks
 
 WAYS = pytest.mark.parametrize("splits_sequence", [True, False])
-SENT = {True: "triaxial::reduce_scatter", False: "_c10d_functional::all_reduce"}
+SENT = ("triaxial::reduce_scatter", "_c10d_functional::all_reduce", "c10d::allreduce_")
 
 
 class Operators(TorchDispatchMode):
@@ -78,8 +79,8 @@ def test_the_message_starts_before_the_gradients_of_weights(process_group, split
             backward(model)
         names = operators.names[operators.names.index("aten::gelu_backward") :]
         names = names[: names.index("aten::native_layer_norm_backward")]
-        orders.append([name for name in names if name in ("aten::mm", SENT[splits_sequence])])
-    assert orders == [["aten::mm", "aten::mm", SENT[splits_sequence]], ["aten::mm", SENT[splits_sequence], "aten::mm"]]
+        orders.append(["sent" if name in SENT else name for name in names if name in ("aten::mm", *SENT)])
+    assert orders == [["aten::mm", "aten::mm", "sent"], ["aten::mm", "sent", "aten::mm"]]
 
 
 @WAYS
@@ -106,6 +107,36 @@ def kept_bytes(model):
         loss = model(torch.arange(32).view(2, 16)).square().sum()
     del loss
     return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in held)
+
+
+class LiveBytes(Live):
+    """The operators that ran, in order, and the bytes alive after each."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        self.found.append((func._schema.name, sum(self.storages.values())))
+        return result
+
+
+@WAYS
+def test_a_counter_of_memory_sees_what_a_message_holds_while_gradients_are_computed(process_group, splits_sequence):
+    """Whole sequences are summed in place. Of shares, the parts to be sent live, and their sum."""
+    ranks = tensor_ranks(init_device_mesh("cpu", (1,), mesh_dim_names=("tp",)), splits_sequence=splits_sequence)
+    layers = torch.nn.Linear(8, 32, bias=False), torch.nn.Linear(8, 32, bias=False)
+    layers[0].weight.requires_grad_(False)
+    with LiveBytes() as live:
+        x, grad = torch.randn(2, 16, 8, requires_grad=True), torch.randn(2, 16, 32)
+        products = _Overlapped(ranks, layers)(x)
+        before = live.found[-1][1]
+        live.found.clear()
+        torch.autograd.grad(products, (x, layers[1].weight), (grad, grad))
+    message, weight = 2 * 16 * 8 * 4, 32 * 8 * 4
+    during = [held for name, held in live.found if name == "aten::mm"][-1]
+    assert during - before == weight + (2 * message if splits_sequence else message)
 
 
 def test_layers_that_are_not_plain_are_left_as_they_are(process_group):

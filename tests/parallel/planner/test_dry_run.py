@@ -20,6 +20,7 @@ pytestmark = pytest.mark.timeout(2 * LAUNCH_TIMEOUT_S)
 REAL = {
     "one": (1, {}, 2),
     "tensor": (2, {"tensor": 2}, 2),
+    "tensor, whole sequences": (2, {"tensor": 2, "sequence_parallel": False}, 2),
     "1f1b": (2, {"pipeline": 2}, 2),
     "zero 3": (4, {"data": 4, "zero_stage": 3}, 1),
     "hybrid, tensor": (8, {"tensor": 2, "data": 4, "data_shard": 2}, 1),
@@ -30,7 +31,7 @@ REAL = {
 }
 # Layouts whose peaks are compared too, operator by operator, with the number of messages in flight that a real process
 # may hold. In the dry run no message is in flight.
-PEAKS = {"one": 0, "tensor": 0, "1f1b": 1}
+PEAKS = {"one": 0, "tensor": 0, "tensor, whole sequences": 0, "1f1b": 1}
 # Peaks of these schedules fall from ZeRO 1 to 3. GPipe keeps whole backward passes, the V splits them.
 SHARDED = ("gpipe", "1f1b", "zbv_zero_bubble")
 # Micro-batches of a step that is run whole, and extrapolated from two shorter ones
