@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from parallel.axes.tensor_parallel import gives_partial_gradient
 from parallel.layout.mesh import Mesh
 
 
@@ -44,20 +45,22 @@ def sum_tied_gradients(weights: list[nn.Parameter], mesh: Mesh) -> None:
 
 
 @torch.no_grad()
-def sum_partial_gradients(partial: list[nn.Parameter], repeated: list[nn.Parameter], mesh: Mesh) -> None:
-    """Combine over tensor ranks the gradients of those parameters that each of them holds whole.
+def sum_partial_gradients(parameters: list[tuple[str, nn.Parameter]], mesh: Mesh, *, splits_sequence: bool) -> None:
+    """Combine over tensor ranks the gradients of those parameters, by canonical name, that each of them holds whole.
 
-    Add up those of `partial`, which a rank's layers compute from its share of the sequence or of the heads: see
-    parallel.axes.tensor_parallel.gives_partial_gradient. Average those of `repeated`, which every rank computes whole:
-    a backward pass that is not deterministic would give ranks other bits, and their copies would drift apart.
+    Add up those that a rank's layers compute from its share of the sequence or of the heads: see
+    parallel.axes.tensor_parallel.gives_partial_gradient. Average the others, which every rank computes whole: a
+    backward pass that is not deterministic would give ranks other bits, and their copies would drift apart.
 
     All tensor ranks must call it, once a step. One all-reduce of fp32 numbers, as many as this rank's shards of these
     gradients have.
     """
-    parts, copies = (
-        [_gradient(p) for p in parameters if p.grad is not None and _held_by_all_tensor_ranks(p)]
-        for parameters in (partial, repeated)
-    )
+    parts: list[Tensor] = []
+    copies: list[Tensor] = []
+    for name, parameter in parameters:
+        if parameter.grad is not None and _held_by_all_tensor_ranks(parameter):
+            partial = gives_partial_gradient(name, splits_sequence=splits_sequence)
+            (parts if partial else copies).append(_gradient(parameter))
     gradients = [*parts, *copies]
     if not gradients:
         return

@@ -31,7 +31,6 @@ from parallel.axes.initialisation import initialise_shards
 from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.precision import ARITHMETIC
 from parallel.axes.stage import ModelStage, canonical_parameters
-from parallel.axes.tensor_parallel import gives_partial_gradient
 from parallel.engines.capabilities import NATIVE
 from parallel.engines.checkpoints import open_checkpoints
 from parallel.engines.native_tensors import NativeTensors
@@ -94,12 +93,7 @@ class NativeEngine:
             if settings.layout.pipeline > 1
             else None
         )
-        self._packs, splits = self._packed_multiple(), settings.parallel.sequence_parallel
-        self._in_parts: list[torch.nn.Parameter] = []
-        self._repeated: list[torch.nn.Parameter] = []  # every tensor rank computes their whole gradients
-        for name, p in self.parameters:
-            partial = gives_partial_gradient(name, splits_sequence=splits)
-            (self._in_parts if partial else self._repeated).append(p)
+        self._packs = self._packed_multiple()
         self._partial_gradients = False  # gradients that tensor ranks have not added up yet
         self._replica_check: ReplicaCheck | None = None
         self.tensors = NativeTensors(self.parameters, self.optimizer, self._tied_copies, settings.saves_frozen)
@@ -150,7 +144,8 @@ class NativeEngine:
 
     def _finish_gradients(self) -> None:
         if self._partial_gradients:
-            sum_partial_gradients(self._in_parts, self._repeated, self.mesh)
+            splits = self.settings.parallel.sequence_parallel
+            sum_partial_gradients(self.parameters, self.mesh, splits_sequence=splits)
             self._partial_gradients = False
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
