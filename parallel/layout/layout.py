@@ -164,8 +164,9 @@ def _check_model(parallel: ParallelConfig, model: ModelConfig, seq_len: int, *, 
     if parallel.async_tensor and not parallel.sequence_parallel:
         raise ConfigError(
             "parallel.async_tensor = true with parallel.sequence_parallel = false is invalid: the compiler overlaps "
-            "the gathers and reduce-scatters of sequence parallelism. Use parallel.sequence_parallel = true, or "
-            "parallel.async_tensor = false"
+            "the gathers and reduce-scatters of sequence parallelism. Use parallel.async_tensor = false, or "
+            f"parallel.sequence_parallel = true, for which parallel.tensor must divide data.seq_len = {seq_len} "
+            f"and model.n_ctx = {model.n_ctx}"
         )
     shared = (("data.seq_len", seq_len), ("model.n_ctx", model.n_ctx)) if parallel.sequence_parallel else ()
     for name, number in (("model.n_heads", model.n_heads), ("model.d_ff", model.ff_width), *shared):

@@ -39,8 +39,8 @@ def test_zero_stage_0_shards_over_one_rank(resolve):
             "async_tensor = true with parallel.compile = false and parallel.tensor = 2 is invalid",
         ),
         (
-            {"async_tensor": True, "compile": True, "tensor": 2, "sequence_parallel": False},
-            "async_tensor = true with parallel.sequence_parallel = false is invalid",
+            {"async_tensor": True, "compile": True, "tensor": 2, "sequence_parallel": False, "seq_len": 2047},
+            "sequence_parallel = false is invalid: .* Use parallel.async_tensor = false, or .*data.seq_len = 2047 and",
         ),
         (
             {"async_tensor": True, "compile": True},
