@@ -74,17 +74,19 @@ def build_unsharded_stage(
     """Stage `index` without a data axis, on the meta device: as for `build_stage`, for an engine with its own."""
     layout = mesh.layout
     model = model_on_meta(config, objective, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
-    if layout.tensor > 1:
-        apply_tensor_parallel(model, config, mesh.tensor, splits_sequence=parallel.sequence_parallel)
     tensor = mesh.tensor if layout.tensor > 1 else None
+    ranks = None
+    if tensor is not None:
+        ranks = tensor_ranks(tensor, splits_sequence=parallel.sequence_parallel)
+        apply_tensor_parallel(model, config, tensor, ranks)
     if adapter is not None:
         attach_adapters(model, adapter, tensor)
         if parallel.precision == "bf16":
             hold_base_in_bf16(model, adapter)
     ARITHMETIC[parallel.precision].set_products(model, tensor)
     choose_trained(model, adapter, optimizer)
-    if tensor is not None and parallel.schedule in ("1f1b", "gpipe", "interleaved_1f1b"):
-        overlap_messages(model, tensor_ranks(tensor, splits_sequence=parallel.sequence_parallel))
+    if ranks is not None and parallel.schedule in ("1f1b", "gpipe", "interleaved_1f1b"):
+        overlap_messages(model, ranks)
     if parallel.async_tensor:
         allow_asynchronous(mesh.tensor)
     for name, block in model.blocks.items():
@@ -93,8 +95,7 @@ def build_unsharded_stage(
         model,
         loss,
         attention_mask=objective.attention_mask,
-        tensor=tensor,
-        splits_sequence=parallel.sequence_parallel,
+        ranks=ranks,
         residual_dropout=residual_dropout,
     )
 
@@ -106,14 +107,15 @@ def build_inference_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype:
     """
     layout, objective = mesh.layout, NextToken()
     model = model_on_meta(config, objective, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
+    ranks = None
     if layout.tensor > 1:
-        apply_tensor_parallel(model, config, mesh.tensor)
+        ranks = tensor_ranks(mesh.tensor, splits_sequence=True)
+        apply_tensor_parallel(model, config, mesh.tensor, ranks)
     model.to(dtype).to_empty(device=mesh.device)
     model.tie()  # allocation made two parameters of a shared one
     model.eval().requires_grad_(False)
     loss = objective.loss(compile=False)
-    tensor = mesh.tensor if layout.tensor > 1 else None
-    return ModelStage(model, loss, attention_mask=objective.attention_mask, tensor=tensor)
+    return ModelStage(model, loss, attention_mask=objective.attention_mask, ranks=ranks)
 
 
 def parameter_names(config: ModelConfig, objective: Objective, adapter: AdapterConfig | None = None) -> list[str]:

@@ -32,7 +32,7 @@ class TensorRanks:
     size: int
     rank: int  # of this process
     by_chunks: bool  # how they reduce and scatter, see parallel.axes.reduce_scatter
-    splits_sequence: bool = True
+    splits_sequence: bool
 
     def gathered(self, share: Tensor, *, keeps_gradient: bool = False) -> Tensor:
         """The whole sequence (b, t, d) from each rank's share. A rank's gradient is its part of a sum: they are added

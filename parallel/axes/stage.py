@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 
 from gpt.inference.token_scores import token_scores
 from gpt.losses.base import Loss, TokenValues
@@ -17,7 +16,7 @@ from gpt.model.gpt import GPT, LayerCache
 from gpt.model.heads import drops, head_outputs
 from gpt.model.masks import AttentionMask
 from parallel.axes.local_layers import GatheredHead
-from parallel.axes.sequence_shards import tensor_ranks
+from parallel.axes.sequence_shards import TensorRanks
 from parallel.axes.tensor_parallel import sharded_head_outputs
 
 
@@ -39,10 +38,10 @@ class CachedStep:
 class ModelStage(nn.Module):
     """One pipeline stage of a model, with the loss of its last one.
 
-    `attention_mask(batch)` gives the mask of a micro-batch. `tensor`: the tensor ranks, None if there is one; with
-    `splits_sequence` each holds a share of the sequence between blocks. `residual_dropout`: the share of elements
-    that blocks drop, in batches that have `row_keys`; a head may drop some too. `totals` collects, a tuple per micro-
-    batch, the reported loss, its count and its metrics.
+    `attention_mask(batch)` gives the mask of a micro-batch. `ranks`: the tensor ranks that `apply_tensor_parallel` got,
+    None if there is one. `residual_dropout`: the share of elements that blocks drop, in batches that have `row_keys`; a
+    head may drop some too. `totals` collects, a tuple per micro-batch, the reported loss, its count and its
+    metrics.
     """
 
     def __init__(
@@ -51,16 +50,14 @@ class ModelStage(nn.Module):
         loss: Loss,
         *,
         attention_mask: Callable[[Batch], Mask],
-        tensor: DeviceMesh | None,
-        splits_sequence: bool = True,
+        ranks: TensorRanks | None,
         residual_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
         self.attention_mask = attention_mask
-        self.tensor = tensor
-        self.ranks = None if tensor is None else tensor_ranks(tensor, splits_sequence=splits_sequence)
+        self.ranks = ranks
         self.residual_dropout = residual_dropout
         self.drops = residual_dropout > 0 or drops(model.head)
         self.totals: list[tuple[Tensor, ...]] = []
@@ -96,10 +93,10 @@ class ModelStage(nn.Module):
                 hidden.requires_grad_()  # everything up to here is frozen, but schedules run a backward pass anyway
             return hidden
         outputs: Any
-        if self.tensor is None or self.ranks is None:
+        if self.ranks is None:
             outputs = head_outputs(self.model.head, hidden, keys)
         else:
-            outputs = sharded_head_outputs(self.model.head, hidden, self.tensor, self.ranks, keys)
+            outputs = sharded_head_outputs(self.model.head, hidden, self.ranks, keys)
         if values:
             assert isinstance(self.loss, TokenValues), "this objective's loss has no values of tokens"
             return self.loss.values(outputs, batch).detach()

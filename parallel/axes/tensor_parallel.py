@@ -30,7 +30,8 @@ from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT, Block, Embedding
 from gpt.model.heads import VocabularyHead, run_head
 from parallel.axes.column_products import gather_inputs
-from parallel.axes.sequence_shards import TensorRanks, tensor_ranks
+from parallel.axes.reduce_scatter import group_named
+from parallel.axes.sequence_shards import TensorRanks
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, weight, bias) -> x @ weight.T + bias
 
@@ -137,12 +138,12 @@ def gives_partial_gradient(name: str, *, splits_sequence: bool) -> bool:
     return splits_sequence or _BEFORE_SUMS.search(name) is not None
 
 
-def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh, *, splits_sequence: bool = True) -> None:
+def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh, ranks: TensorRanks) -> None:
     """Shard a model's parameters over `mesh` in place, while they are on the meta device. Moves no data.
 
-    The model then runs only under FSDP, which replaces its parameters by their local tensors.
+    `ranks`: those of `mesh`, as `tensor_ranks` gives them. The model then runs only under FSDP, which replaces
+    its parameters by their local tensors.
     """
-    ranks = tensor_ranks(mesh, splits_sequence=splits_sequence)
     for block in model.blocks.values():
         assert isinstance(block, Block)
         _shard_block(block, config, mesh, ranks)
@@ -201,9 +202,7 @@ def allow_asynchronous(mesh: DeviceMesh) -> None:
         enable_symm_mem_for_group(mesh.get_group().group_name)
 
 
-def sharded_head_outputs(
-    head: nn.Module, hidden: Tensor, mesh: DeviceMesh, ranks: TensorRanks, keys: Tensor | None = None
-) -> Any:
+def sharded_head_outputs(head: nn.Module, hidden: Tensor, ranks: TensorRanks, keys: Tensor | None = None) -> Any:
     """The input of a loss from a head on several tensor ranks; see gpt.model.heads.head_outputs.
 
     `hidden` (b, t/tp, d) and `keys` (b, t/tp): this rank's share. A vocabulary head all-gathers it and reduce-scatters
@@ -211,26 +210,25 @@ def sharded_head_outputs(
     (b, t, k).
     """
     if isinstance(head, VocabularyHead):
-        shard = vocabulary_shard(head.out_features, head.vocab_size, mesh)
+        shard = vocabulary_shard(head.out_features, head.vocab_size, group_named(ranks.group))
         # Zero-bubble schedules run the loss's backward twice, and it keeps its gradient in between.
         return VocabularyOutputs(ranks.gathered(hidden, keeps_gradient=True), head.weight, shard)
     return ranks.collected(run_head(head, hidden, keys))
 
 
-def vocabulary_shard(rows: int, vocab_size: int, mesh: DeviceMesh) -> VocabShard:
+def vocabulary_shard(rows: int, vocab_size: int, group: dist.ProcessGroup) -> VocabShard:
     """Of the `rows` of a head, those that this tensor rank holds, and the reductions over all holders.
 
-    `vocab_size`: without padding.
+    `vocab_size`: without padding. `group`: the tensor ranks.
     """
-    group = mesh.get_group()
 
     def reduced(x: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
         dist.all_reduce(x, op=op, group=group)
         return x
 
-    max_rows = -(-rows // mesh.size())  # the last ranks may hold fewer
+    max_rows = -(-rows // dist.get_world_size(group))  # the last ranks may hold fewer
     return VocabShard(
-        start=mesh.get_local_rank() * max_rows,
+        start=dist.get_rank(group) * max_rows,
         vocab_size=vocab_size,
         max_rows=max_rows,
         reduce_sum=lambda x: reduced(x, dist.ReduceOp.SUM),

@@ -53,7 +53,7 @@ def _local_stage(stage: ModelStage, mesh: Mesh, *, config: ModelConfig, objectiv
     source = stage.model
     model = model_without_weights(source, config=config, objective=objective)
     _replace_layers(model, source, mesh)
-    plain = ModelStage(model, stage.loss, attention_mask=stage.attention_mask, tensor=None).eval()
+    plain = ModelStage(model, stage.loss, attention_mask=stage.attention_mask, ranks=None).eval()
     for held, target in [(stage, plain), *((source.blocks[name], model.blocks[name]) for name in model.blocks)]:
         parameters = _pairs(held, target)
         if not free:
@@ -76,7 +76,7 @@ def _replace_layers(model: GPT, source: GPT, mesh: Mesh) -> None:
             if isinstance(getattr(held, part), KeyValueProjection):
                 setattr(block.attention, part, LocalKeyValue(getattr(held, part)))
         attach_local_adapters(block, source.blocks[name])
-    shard = vocabulary_shard(model.config.padded_vocab_size, model.vocab_size, mesh.tensor)
+    shard = vocabulary_shard(model.config.padded_vocab_size, model.vocab_size, group)
     if isinstance(model.embed, Embedding):
         setattr(model.embed, "tokens", ReducedEmbedding(shard))  # noqa: B010  another type
     if isinstance(model.head, VocabularyHead):

@@ -51,7 +51,7 @@ def _packed(stage: ModelStage, *, config: ModelConfig, objective: Objective) -> 
         model.norm = packed_norm(source.norm)
     model.embed, head = source.embed, source.head
     model.head = packed_linear([head], rows=ROWS) if isinstance(head, VocabularyHead) else head
-    return ModelStage(model, stage.loss, attention_mask=stage.attention_mask, tensor=None)
+    return ModelStage(model, stage.loss, attention_mask=stage.attention_mask, ranks=None)
 
 
 def _block(held: nn.Module) -> Block:

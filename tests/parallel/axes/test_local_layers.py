@@ -33,5 +33,5 @@ def test_a_rank_computes_the_heads_of_its_own_queries():
 def test_the_head_of_one_rank_has_all_rows(process_group):
     linear = nn.Linear(8, 5, bias=False)
     mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
-    head = with_parameters_of(GatheredHead(vocabulary_shard(5, 4, mesh), mesh.get_group()), linear)
+    head = with_parameters_of(GatheredHead(vocabulary_shard(5, 4, mesh.get_group()), mesh.get_group()), linear)
     torch.testing.assert_close(head(X[0]), linear(X[0]))

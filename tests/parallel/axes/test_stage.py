@@ -24,7 +24,7 @@ def model_of(config=CONFIG, layers=None, **ends):
 def stage_of(model, *, z_loss=0.0):
     objective = NextToken(z_loss)
     loss = objective.loss(compile=False)
-    return ModelStage(model, loss, attention_mask=objective.attention_mask, tensor=None)
+    return ModelStage(model, loss, attention_mask=objective.attention_mask, ranks=None)
 
 
 def test_the_last_stage_gives_the_summed_loss_and_collects_totals():

@@ -15,6 +15,7 @@ from gpt.model.initialisation import initialise
 from gpt.training.objective import NextToken
 from parallel.axes.data_parallel import accumulate, apply_data_parallel
 from parallel.axes.initialisation import initialise_shards
+from parallel.axes.sequence_shards import tensor_ranks
 from parallel.axes.stage import ModelStage, canonical_parameters
 from parallel.axes.tensor_parallel import allow_asynchronous, apply_tensor_parallel
 from parallel.layout.mesh import build_mesh
@@ -56,8 +57,9 @@ def test_a_step_computes_on_plain_tensors_and_parameters_stay_dtensors(keys):
         loss = objective.loss(compile=False)
         with torch.device("meta"):
             model = GPT(settings.model)
-        apply_tensor_parallel(model, settings.model, mesh.tensor)
-        stage = ModelStage(model, loss, attention_mask=objective.attention_mask, tensor=mesh.tensor)
+        ranks = tensor_ranks(mesh.tensor, splits_sequence=True)
+        apply_tensor_parallel(model, settings.model, mesh.tensor, ranks)
+        stage = ModelStage(model, loss, attention_mask=objective.attention_mask, ranks=ranks)
         apply_data_parallel(stage, settings.parallel, mesh)
         stage.to_empty(device="cpu")
         initialise_shards(canonical_parameters(stage), settings.model, seed=1)
@@ -67,7 +69,7 @@ def test_a_step_computes_on_plain_tensors_and_parameters_stay_dtensors(keys):
         assert operations.count == 0
         reference = GPT(settings.model)
         initialise(reference, settings.model, seed=1)
-        plain = ModelStage(reference, loss, attention_mask=objective.attention_mask, tensor=None)
+        plain = ModelStage(reference, loss, attention_mask=objective.attention_mask, ranks=None)
         for part in batch.split(2):
             plain(part.inputs, part).backward()
         expected = dict(canonical_parameters(plain))

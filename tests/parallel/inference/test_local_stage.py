@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
 from gpt.training.objective import NextToken
+from parallel.axes.sequence_shards import tensor_ranks
 from parallel.axes.stage import CachedStep, ModelStage, canonical_parameters
 from parallel.axes.tensor_parallel import apply_tensor_parallel
 from parallel.inference.local_stage import stages_for_inference
@@ -43,9 +44,10 @@ def plain_stage_of(keys):
     model, sharded = GPT(settings.model), GPT(settings.model)
     for part in (model, sharded):
         initialise(part, settings.model, seed=1)
-    apply_tensor_parallel(sharded, settings.model, mesh.tensor)
+    ranks = tensor_ranks(mesh.tensor, splits_sequence=True)
+    apply_tensor_parallel(sharded, settings.model, mesh.tensor, ranks)
     objective = NextToken()
-    stage = ModelStage(sharded, objective.loss(compile=False), attention_mask=objective.attention_mask, tensor=None)
+    stage = ModelStage(sharded, objective.loss(compile=False), attention_mask=objective.attention_mask, ranks=None)
     two = replace(mesh, layout=replace(mesh.layout, tensor=2))  # so that the stage is rebuilt
     (plain,) = stages_for_inference([stage], two, config=settings.model, objective=objective, free=False)
     return model, stage, plain
