@@ -20,7 +20,7 @@ from parallel.axes.recomputation import wrap_block
 from parallel.axes.sequence_shards import tensor_ranks
 from parallel.axes.stage import ModelStage
 from parallel.axes.tensor_parallel import allow_asynchronous, apply_tensor_parallel
-from parallel.layout.config import ParallelConfig
+from parallel.layout.config import ParallelConfig, splits_backward
 from parallel.layout.mesh import Mesh
 
 
@@ -77,7 +77,8 @@ def build_unsharded_stage(
     tensor = mesh.tensor if layout.tensor > 1 else None
     ranks = None
     if tensor is not None:
-        ranks = tensor_ranks(tensor, splits_sequence=parallel.sequence_parallel)
+        splits = {"splits_sequence": parallel.sequence_parallel, "splits_backward": splits_backward(parallel)}
+        ranks = tensor_ranks(tensor, **splits)
         apply_tensor_parallel(model, config, tensor, ranks)
     if adapter is not None:
         attach_adapters(model, adapter, tensor)
@@ -85,7 +86,7 @@ def build_unsharded_stage(
             hold_base_in_bf16(model, adapter)
     ARITHMETIC[parallel.precision].set_products(model, tensor)
     choose_trained(model, adapter, optimizer)
-    if ranks is not None and parallel.schedule in ("1f1b", "gpipe", "interleaved_1f1b"):
+    if ranks is not None and not ranks.splits_backward:
         overlap_messages(model, ranks)
     if parallel.async_tensor:
         allow_asynchronous(mesh.tensor)
@@ -109,7 +110,7 @@ def build_inference_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype:
     model = model_on_meta(config, objective, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
     ranks = None
     if layout.tensor > 1:
-        ranks = tensor_ranks(mesh.tensor, splits_sequence=True)
+        ranks = tensor_ranks(mesh.tensor, splits_sequence=True, splits_backward=False)
         apply_tensor_parallel(model, config, mesh.tensor, ranks)
     model.to(dtype).to_empty(device=mesh.device)
     model.tie()  # allocation made two parameters of a shared one

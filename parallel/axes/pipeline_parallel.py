@@ -23,7 +23,7 @@ from gpt.model.config import ModelConfig
 from parallel.axes.precision import ARITHMETIC
 from parallel.axes.sharded_stage import HiddenFSDP, ShardedStage
 from parallel.axes.stage import ModelStage
-from parallel.layout.config import ParallelConfig
+from parallel.layout.config import ParallelConfig, splits_backward
 from parallel.layout.mesh import Mesh
 
 SINGLE: dict[str, type[PipelineScheduleSingle]] = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
@@ -46,8 +46,7 @@ class Pipeline:
         self.zero_stage = parallel.zero_stage
         self.shares = mesh.layout.tensor if parallel.sequence_parallel else 1  # of a sequence between stages
         self.dtype = ARITHMETIC[parallel.precision].compute
-        # DualPipeV splits some backward passes. Compiled or recomputed blocks cannot be split, so it splits none.
-        self.whole_backward = parallel.schedule == "dualpipev" and (parallel.compile or parallel.recompute != "none")
+        self.whole_backward = parallel.schedule == "dualpipev" and not splits_backward(parallel)
         self.last = mesh.layout.stages - 1
         self._schedules: dict[tuple[tuple[int, ...], int], PipelineScheduleSingle | PipelineScheduleMulti] = {}
 

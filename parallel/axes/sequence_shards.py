@@ -33,6 +33,7 @@ class TensorRanks:
     rank: int  # of this process
     by_chunks: bool  # how they reduce and scatter, see parallel.axes.reduce_scatter
     splits_sequence: bool
+    splits_backward: bool  # see parallel.layout.config.splits_backward
 
     def gathered(self, share: Tensor, *, keeps_gradient: bool = False) -> Tensor:
         """The whole sequence (b, t, d) from each rank's share. A rank's gradient is its part of a sum: they are added
@@ -83,10 +84,10 @@ class TensorRanks:
         return whole.narrow(1, self.rank * length, length).contiguous()
 
 
-def tensor_ranks(mesh: DeviceMesh, *, splits_sequence: bool) -> TensorRanks:
+def tensor_ranks(mesh: DeviceMesh, *, splits_sequence: bool, splits_backward: bool) -> TensorRanks:
     """The ranks of a mesh of one axis."""
-    by_chunks = sums_whole_tensors(mesh.device_type)
-    return TensorRanks(mesh.get_group().group_name, mesh.size(), mesh.get_local_rank(), by_chunks, splits_sequence)
+    group, by_chunks = mesh.get_group().group_name, sums_whole_tensors(mesh.device_type)
+    return TensorRanks(group, mesh.size(), mesh.get_local_rank(), by_chunks, splits_sequence, splits_backward)
 
 
 class _Gather(torch.autograd.Function):

@@ -211,8 +211,9 @@ def sharded_head_outputs(head: nn.Module, hidden: Tensor, ranks: TensorRanks, ke
     """
     if isinstance(head, VocabularyHead):
         shard = vocabulary_shard(head.out_features, head.vocab_size, group_named(ranks.group))
-        # Zero-bubble schedules run the loss's backward twice, and it keeps its gradient in between.
-        return VocabularyOutputs(ranks.gathered(hidden, keeps_gradient=True), head.weight, shard)
+        # Schedules that split backward run the loss's twice, and it keeps its gradient in between.
+        whole = ranks.gathered(hidden, keeps_gradient=ranks.splits_backward)
+        return VocabularyOutputs(whole, head.weight, shard)
     return ranks.collected(run_head(head, hidden, keys))
 
 

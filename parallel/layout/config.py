@@ -63,6 +63,17 @@ class ParallelConfig:
     """Overlap the communication of tensor ranks with matrix products."""
 
 
+def splits_backward(parallel: ParallelConfig) -> bool:
+    """Return whether the layout runs the backward of a stage's inputs first and that of its weights later.
+
+    DualPipeV splits some backward passes. Compiled or recomputed blocks cannot be split, so then it splits none.
+    """
+    if parallel.pipeline == 1:
+        return False
+    whole = parallel.compile or parallel.recompute != "none"
+    return parallel.schedule in ZERO_BUBBLE or (parallel.schedule == "dualpipev" and not whole)
+
+
 @dataclass(frozen=True)
 class BatchConfig:
     """The [batch] section of a recipe: sizes of a step. With `ramp_tokens`, the batch grows to its full size."""

@@ -74,3 +74,13 @@ def parts_of_stage(settings, rank):
         stage = first_stage(settings)
         names = [name for name, _ in canonical_parameters(stage)]
         return stage.model.embed is not None, stage.model.head is not None, stage.model.tied, names
+
+
+def projections_of_stage(settings, rank):
+    """How attention and MLP of this rank's first stage compute their first products: names of types."""
+    with fake_group(rank, settings.layout.world_size):
+        return {type(module.projected).__name__ for module in first_stage(settings).modules() if has_own(module)}
+
+
+def has_own(module):
+    return "projected" in vars(module)

@@ -21,9 +21,9 @@ def exchange(rank, size, folder):
     size = int(size)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", size), rank=rank, world_size=size)
     mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("tp",))
-    ranks = tensor_ranks(mesh, splits_sequence=True)
+    ranks = tensor_ranks(mesh, splits_sequence=True, splits_backward=False)
     found = {}
-    for prefix, way in (("", ranks), ("whole, ", tensor_ranks(mesh, splits_sequence=False))):
+    for prefix, way in (("", ranks), ("whole, ", tensor_ranks(mesh, splits_sequence=False, splits_backward=False))):
         for sequences in (1, 2):
             found |= {f"{prefix}{name} {sequences}": pair for name, pair in results_of(way, sequences).items()}
         watched = Operators()

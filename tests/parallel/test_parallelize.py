@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from fake_ranks import on_ranks, parts_of_stage
+from fake_ranks import on_ranks, parts_of_stage, projections_of_stage
 from layout_runs import MODEL, OPTIMIZER, settings_of
 
 from gpt.errors import ConfigError
@@ -50,6 +50,15 @@ def test_each_stage_has_its_layers_and_ends():
     assert {name.split(".")[1] for name in last[3] if name.startswith("blocks")} == {"2", "3"}
     assert set(first[3]) & set(last[3]) == {"embed.tokens.weight"}
     assert set(first[3]) | set(last[3]) == set(parameter_names(settings.model, NextToken()))
+
+
+def test_messages_overlap_where_no_backward_pass_is_split():
+    """A schedule without a pipeline splits none, nor does DualPipeV with recomputed blocks."""
+    zero_bubble, dual = {"tensor": 2, "schedule": "zbv_zero_bubble"}, {"tensor": 2, "schedule": "dualpipev"}
+    runs = [(2, zero_bubble), (4, {**zero_bubble, "pipeline": 2}), (4, {**dual, "pipeline": 2, "recompute": "full"})]
+    settings = [settings_of({"world_size": size, "parallel": parallel}) for size, parallel in runs]
+    found = on_ranks(projections_of_stage, [(each, 0) for each in settings])
+    assert found == [{"_Overlapped"}, {"_Gathered"}, {"_Overlapped"}]
 
 
 def test_frozen_parameters_need_no_gradient(process_group):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from parallel.engines.capabilities import check_engine
-from parallel.layout.config import V_SHAPED, ZERO_BUBBLE, BatchConfig, ParallelConfig
+from parallel.layout.config import V_SHAPED, ZERO_BUBBLE, BatchConfig, ParallelConfig, splits_backward
 from parallel.layout.layout import Layout, resolve_layout
 from parallel.planner.hardware.tables import Cluster, Stack
 from parallel.planner.step_time.job import Job, Recompute
@@ -112,7 +112,7 @@ def job_of(request: PlanRequest, parallel: ParallelConfig, layout: Layout, micro
         sequence_parallel=parallel.sequence_parallel,
         precision=parallel.precision,
         overlap_tensor=parallel.async_tensor,
-        whole_backward=parallel.schedule == "dualpipev" and (parallel.compile or parallel.recompute != "none"),
+        whole_backward=parallel.schedule == "dualpipev" and not splits_backward(parallel),
     )
 
 

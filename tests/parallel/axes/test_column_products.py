@@ -39,7 +39,9 @@ def models(splits_sequence, keys, change=lambda model: None):
     config = ModelConfig(**{**MODEL, **keys, "n_layers": 1})
     model = GPT(config)
     initialise(model, config, seed=1)
-    ranks = tensor_ranks(init_device_mesh("cpu", (1,), mesh_dim_names=("tp",)), splits_sequence=splits_sequence)
+    ranks = tensor_ranks(
+        init_device_mesh("cpu", (1,), mesh_dim_names=("tp",)), splits_sequence=splits_sequence, splits_backward=False
+    )
     found = []
     for each in (model, copy.deepcopy(model)):
         gather_inputs(each, ranks)
@@ -125,7 +127,9 @@ class LiveBytes(Live):
 @WAYS
 def test_a_counter_of_memory_sees_what_a_message_holds_while_gradients_are_computed(process_group, splits_sequence):
     """Whole sequences are summed in place. Of shares, the parts to be sent live, and their sum."""
-    ranks = tensor_ranks(init_device_mesh("cpu", (1,), mesh_dim_names=("tp",)), splits_sequence=splits_sequence)
+    ranks = tensor_ranks(
+        init_device_mesh("cpu", (1,), mesh_dim_names=("tp",)), splits_sequence=splits_sequence, splits_backward=False
+    )
     layers = torch.nn.Linear(8, 32, bias=False), torch.nn.Linear(8, 32, bias=False)
     layers[0].weight.requires_grad_(False)
     with LiveBytes() as live:

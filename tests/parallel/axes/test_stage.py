@@ -1,6 +1,8 @@
 """A pipeline stage on one device: its loss, its hidden states, its answers in generation, and its parameters' names."""
 
+import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional
 
 from gpt.losses.batch import Batch
@@ -8,7 +10,9 @@ from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
 from gpt.training.objective import NextToken
+from parallel.axes.sequence_shards import tensor_ranks
 from parallel.axes.stage import CachedStep, ModelStage, canonical_name, canonical_parameters
+from parallel.axes.tensor_parallel import sharded_head_outputs
 
 CONFIG = ModelConfig(vocab_size=30, n_ctx=8, n_layers=2, d_model=16, n_heads=2, positions="rope")
 TOKENS = torch.randint(0, 30, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -25,6 +29,17 @@ def stage_of(model, *, z_loss=0.0):
     objective = NextToken(z_loss)
     loss = objective.loss(compile=False)
     return ModelStage(model, loss, attention_mask=objective.attention_mask, ranks=None)
+
+
+@pytest.mark.parametrize("splits_backward", [False, True])
+def test_the_gradient_of_the_head_is_copied_only_if_backward_passes_are_split(process_group, splits_backward):
+    mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("tp",))
+    ranks = tensor_ranks(mesh, splits_sequence=False, splits_backward=splits_backward)
+    hidden = torch.randn(2, 8, 16, requires_grad=True)
+    outputs = sharded_head_outputs(model_of().head, hidden, ranks)
+    gradient = torch.randn(2, 8, 16)
+    (found,) = torch.autograd.grad(outputs.hidden, hidden, gradient)
+    assert (found.data_ptr() != gradient.data_ptr()) is splits_backward
 
 
 def test_the_last_stage_gives_the_summed_loss_and_collects_totals():

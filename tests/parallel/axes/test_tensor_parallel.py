@@ -57,7 +57,7 @@ def test_a_step_computes_on_plain_tensors_and_parameters_stay_dtensors(keys):
         loss = objective.loss(compile=False)
         with torch.device("meta"):
             model = GPT(settings.model)
-        ranks = tensor_ranks(mesh.tensor, splits_sequence=True)
+        ranks = tensor_ranks(mesh.tensor, splits_sequence=True, splits_backward=False)
         apply_tensor_parallel(model, settings.model, mesh.tensor, ranks)
         stage = ModelStage(model, loss, attention_mask=objective.attention_mask, ranks=ranks)
         apply_data_parallel(stage, settings.parallel, mesh)

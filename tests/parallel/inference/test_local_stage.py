@@ -44,7 +44,7 @@ def plain_stage_of(keys):
     model, sharded = GPT(settings.model), GPT(settings.model)
     for part in (model, sharded):
         initialise(part, settings.model, seed=1)
-    ranks = tensor_ranks(mesh.tensor, splits_sequence=True)
+    ranks = tensor_ranks(mesh.tensor, splits_sequence=True, splits_backward=False)
     apply_tensor_parallel(sharded, settings.model, mesh.tensor, ranks)
     objective = NextToken()
     stage = ModelStage(sharded, objective.loss(compile=False), attention_mask=objective.attention_mask, ranks=None)

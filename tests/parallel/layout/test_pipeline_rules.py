@@ -8,7 +8,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from gpt.errors import ConfigError
 from parallel.axes import pipeline_parallel
-from parallel.layout.config import ParallelConfig
+from parallel.layout.config import ParallelConfig, splits_backward
 from parallel.layout.pipeline_rules import stages_per_rank
 
 
@@ -65,6 +65,24 @@ def test_the_default_number_of_stages_follows_the_schedule():
     assert stages_per_rank(ParallelConfig(pipeline=2, schedule="interleaved_1f1b")) == 2
     assert stages_per_rank(ParallelConfig(pipeline=2, schedule="interleaved_1f1b", stages_per_rank=4)) == 4
     assert stages_per_rank(ParallelConfig(schedule="interleaved_1f1b")) == 1, "without a pipeline"
+
+
+@pytest.mark.parametrize(
+    ("splits", "keys"),
+    [
+        (True, {"schedule": "zbv_zero_bubble"}),
+        (True, {"schedule": "interleaved_zero_bubble"}),
+        (True, {"schedule": "dualpipev"}),
+        (False, {"schedule": "dualpipev", "compile": True}),
+        (False, {"schedule": "dualpipev", "recompute": "selective"}),
+        (False, {"schedule": "zbv_zero_bubble", "pipeline": 1}),
+        (False, {"schedule": "1f1b"}),
+        (False, {"schedule": "gpipe"}),
+        (False, {"schedule": "interleaved_1f1b"}),
+    ],
+)
+def test_only_some_layouts_split_backward(splits, keys):
+    assert splits_backward(ParallelConfig(**{"pipeline": 2, **keys})) is splits
 
 
 @pytest.mark.parametrize("schedule", [*pipeline_parallel.SINGLE, *pipeline_parallel.MULTI])
