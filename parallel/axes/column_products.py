@@ -19,7 +19,7 @@ PROJECTIONS_OF = {"attention": ("q", "k", "v"), "mlp": ("gate", "up")}
 
 
 def gather_inputs(model: GPT, ranks: TensorRanks) -> None:
-    """Let attention and MLP of every block project the whole sequence, of which they get this rank's share."""
+    """Let attention and MLP of every block project the whole sequence, from the part that this rank holds."""
     for _, layer in _named_layers(model):
         layer.projected = _Gathered(ranks, layer.projected)
 
@@ -47,8 +47,8 @@ class _Gathered:
     ranks: TensorRanks
     projected: Callable[[Tensor], tuple[Tensor, ...]]
 
-    def __call__(self, share: Tensor) -> tuple[Tensor, ...]:
-        return self.projected(self.ranks.gathered(share))
+    def __call__(self, held: Tensor) -> tuple[Tensor, ...]:
+        return self.projected(self.ranks.gathered(held))
 
 
 @dataclass(frozen=True)
@@ -56,35 +56,35 @@ class _Overlapped:
     ranks: TensorRanks
     projections: tuple[nn.Linear, ...]
 
-    def __call__(self, share: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, held: Tensor) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling():  # the compiler orders messages and products itself
-            x = self.ranks.gathered(share)
+            x = self.ranks.gathered(held)
             return tuple(each(x) for each in self.projections)
         weights, biases = zip(*[(each.weight, each.bias) for each in self.projections], strict=True)
-        products: tuple[Tensor, ...] = _Products.apply(share, self.ranks, *weights, *biases)  # type: ignore[no-untyped-call]
+        products: tuple[Tensor, ...] = _Products.apply(held, self.ranks, *weights, *biases)  # type: ignore[no-untyped-call]
         return products
 
 
 class _Products(torch.autograd.Function):
-    """x @ weight.T + bias with each weight, x being the whole sequence (b, t, d)."""
+    """x @ weight.T + bias with each weight, x being the whole sequence (b, t, d) of which this rank holds `held`."""
 
     @staticmethod
-    def forward(ctx: Any, share: Tensor, ranks: TensorRanks, *parameters: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, held: Tensor, ranks: TensorRanks, *parameters: Any) -> tuple[Tensor, ...]:
         half = len(parameters) // 2
         weights, biases = parameters[:half], parameters[half:]
-        x = ranks.whole_of(share)
+        x = ranks.whole_of(held)
         ctx.ranks = ranks
-        of_share, _, *wanted = ctx.needs_input_grad
+        of_held, _, *wanted = ctx.needs_input_grad
         # As autograd of a linear layer: frozen weights need no x, and an input without a gradient needs no weights.
-        ctx.save_for_backward(x if any(wanted[:half]) else None, *(weights if of_share else ()))
+        ctx.save_for_backward(x if any(wanted[:half]) else None, *(weights if of_held else ()))
         return tuple(functional.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         rows = [grad.flatten(0, -2) for grad in grads]
-        of_share, _, *wanted = ctx.needs_input_grad
-        if of_share:
+        of_held, _, *wanted = ctx.needs_input_grad
+        if of_held:
             total = rows[-1] @ weights[-1]
             for grad, weight in zip(rows[-2::-1], weights[-2::-1], strict=True):  # the order of autograd's own sums
                 total += grad @ weight
@@ -95,4 +95,4 @@ class _Products(torch.autograd.Function):
             for grad, wants in zip(rows, wanted[: len(rows)], strict=True)
         ]
         of_biases = [grad.sum(0) if wants else None for grad, wants in zip(rows, wanted[len(rows) :], strict=True)]
-        return finish() if of_share else None, None, *of_weights, *of_biases
+        return finish() if of_held else None, None, *of_weights, *of_biases

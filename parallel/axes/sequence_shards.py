@@ -25,7 +25,8 @@ functional = torch.ops._c10d_functional
 class TensorRanks:
     """The tensor ranks of a sequence, as compiled code can read them.
 
-    Without `splits_sequence`, every rank's share is the whole sequence.
+    Between matrices a rank holds its share of the sequence, (b, t/tp, d), or without `splits_sequence` the whole one,
+    (b, t, d): `held`.
     """
 
     group: str  # torch's name of the process group
@@ -35,32 +36,32 @@ class TensorRanks:
     splits_sequence: bool
     splits_backward: bool  # see parallel.layout.config.splits_backward
 
-    def gathered(self, share: Tensor, *, keeps_gradient: bool = False) -> Tensor:
-        """The whole sequence (b, t, d) from each rank's share. A rank's gradient is its part of a sum: they are added
-        up, and each rank gets its share.
+    def gathered(self, held: Tensor, *, keeps_gradient: bool = False) -> Tensor:
+        """The whole sequence (b, t, d) from what each rank holds. A rank's gradient is its part of a sum: they are
+        added up, and each rank gets the part that it holds.
 
         Backward may overwrite the gradient of the result, unless `keeps_gradient`: its maker needs it again.
         """
         if not self.splits_sequence:
-            same: Tensor = _SumOfGradients.apply(share, self.group, keeps_gradient)  # type: ignore[no-untyped-call]
+            same: Tensor = _SumOfGradients.apply(held, self.group, keeps_gradient)  # type: ignore[no-untyped-call]
             return same
         way = self.group, self.size, self.by_chunks
-        whole: Tensor = _Gather.apply(share, *way)  # type: ignore[no-untyped-call]
+        whole: Tensor = _Gather.apply(held, *way)  # type: ignore[no-untyped-call]
         return whole
 
-    def whole_of(self, share: Tensor) -> Tensor:
-        """The whole sequence (b, t, d) from each rank's share, without a gradient."""
-        return _all_gather(share, self.group, self.size) if self.splits_sequence else share
+    def whole_of(self, held: Tensor) -> Tensor:
+        """The whole sequence (b, t, d) from what each rank holds, without a gradient."""
+        return _all_gather(held, self.group, self.size) if self.splits_sequence else held
 
     def start_sum(self, part: Tensor) -> Callable[[], Tensor]:
         """Start to add up each rank's part (b, t, d), which it may overwrite. The result waits for the sum and gives
-        this rank's share of it. Without a gradient, and not for compiled code."""
+        what this rank holds of it. Without a gradient, and not for compiled code."""
         if self.splits_sequence:
             return _started_reduce_scatter(part, self)
         return _started_sum(part, self.group)
 
     def reduced(self, part: Tensor) -> Tensor:
-        """This rank's share (b, t/tp, d) of the sum of all ranks' parts (b, t, d). It may overwrite `part`."""
+        """What this rank holds of the sum of all ranks' parts (b, t, d). It may overwrite `part`."""
         if not self.splits_sequence:
             whole: Tensor = _Sum.apply(part, self.group)  # type: ignore[no-untyped-call]
             return whole
@@ -68,16 +69,16 @@ class TensorRanks:
         share: Tensor = _ReduceScatter.apply(part, *way)  # type: ignore[no-untyped-call]
         return share
 
-    def collected(self, share: Tensor) -> Tensor:
-        """The whole sequence from each rank's share, for a computation that all ranks repeat: each of them has the
-        whole gradient, and keeps its share of it."""
+    def collected(self, held: Tensor) -> Tensor:
+        """The whole sequence from what each rank holds, for a computation that all ranks repeat: each of them has the
+        whole gradient, and keeps the part that it holds."""
         if not self.splits_sequence:
-            return share
-        whole: Tensor = _Collect.apply(share, self.group, self.size, self.rank)  # type: ignore[no-untyped-call]
+            return held
+        whole: Tensor = _Collect.apply(held, self.group, self.size, self.rank)  # type: ignore[no-untyped-call]
         return whole
 
-    def share_of(self, whole: Tensor) -> Tensor:
-        """This rank's share of a sequence (b, t, ...) that it holds whole. Sends nothing."""
+    def held_of(self, whole: Tensor) -> Tensor:
+        """The part that this rank holds between matrices of a sequence (b, t, ...). Sends nothing."""
         if not self.splits_sequence:
             return whole
         length = whole.size(1) // self.size

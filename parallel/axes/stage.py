@@ -129,7 +129,7 @@ class ModelStage(nn.Module):
         if batch.row_keys is None or not self.drops:
             return None
         keys = position_keys(batch.row_keys, length=self._length(x))
-        return keys if self.ranks is None else self.ranks.share_of(keys)  # (b, t/tp)
+        return keys if self.ranks is None else self.ranks.held_of(keys)  # (b, t/tp)
 
     def _continue(self, x: Tensor, step: CachedStep) -> Tensor:
         """The next stage's input, or on the last stage the output for the tokens at `indices`.

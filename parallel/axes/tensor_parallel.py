@@ -152,10 +152,10 @@ def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh, ran
         setattr(model.embed, "tokens", VocabularyEmbedding(model.embed.tokens, mesh, ranks))  # noqa: B010  another type
         if model.embed.positions is not None:  # they come whole, and each rank looks up those of its share
             _distribute(model.embed.positions, mesh, Replicate())
-            model.embed.positions.register_forward_pre_hook(lambda module, inputs: (ranks.share_of(inputs[0]),))
+            model.embed.positions.register_forward_pre_hook(lambda module, inputs: (ranks.held_of(inputs[0]),))
     elif model.embed is not None:  # another front runs whole on every rank, which keeps its share of the sequence
         _distribute(model.embed, mesh, Replicate())
-        model.embed.register_forward_hook(lambda module, inputs, output: ranks.share_of(output))
+        model.embed.register_forward_hook(lambda module, inputs, output: ranks.held_of(output))
     if model.norm is not None:
         _distribute(model.norm, mesh, Replicate())
     if model.head is not None:

@@ -51,7 +51,7 @@ def results_of(ranks, sequences):
     ways["kept"] = partial(ranks.gathered, keeps_gradient=True)
     for name, way in ways.items():
         whole, weights = inputs(ranks.size, ranks.rank, sequences)
-        x = (whole if name == "reduced" else ranks.share_of(whole)).requires_grad_()
+        x = (whole if name == "reduced" else ranks.held_of(whole)).requires_grad_()
         y = way(x * 1)
         grad = weights[:, : y.size(1)].contiguous()
         y.backward(grad)
