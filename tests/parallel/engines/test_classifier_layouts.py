@@ -19,6 +19,7 @@ TOLERANCE = 1e-5
 LAYOUTS = {
     2: {
         "tensor 2": {"tensor": 2},
+        "tensor 2, whole sequences": {"tensor": 2, "sequence_parallel": False},
         "pipeline 2": {"pipeline": 2},
         "data 2": {"data": 2},
         "data 2, zero 3": {"data": 2, "zero_stage": 3},
