@@ -6,6 +6,7 @@ after the other. The profile keeps the steps' times, and `parallel/planner/machi
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
 from parallel.agreement import wait_for_all
 from parallel.axes.data_parallel import prepare_backward
-from parallel.engines.native import NativeEngine
+from parallel.engines.choose import build_engine
 from parallel.engines.settings import EngineSettings
 from parallel.layout.config import SEVERAL_STAGES, BatchConfig, ParallelConfig
 from parallel.layout.layout import resolve_layout
@@ -118,7 +119,7 @@ class SampleRun:
         settings = EngineSettings(
             model, parallel, self.layout, OptimizerConfig(LEARNING_RATE), size.micro_batch_size, seed=1
         )
-        self.engine = NativeEngine(settings, objective=NextToken(), device=device)
+        self.engine: Any = build_engine(settings, objective=NextToken(), device=device)  # its stages are timed
         tokens = torch.randint(0, size.vocab_size, (sequences, size.seq_len + 1))
         self.batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
         self.micro_batch = next(self.batch.split(size.micro_batch_size)).to(device)
