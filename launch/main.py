@@ -25,7 +25,8 @@ from launch.processes.rank_process import (
 )
 from parallel.errors import ForgedMessage
 
-# Command of one or two words: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.
+# Command of one or two words: (module, one line of help). A module has add_arguments(parser) and run(args) -> status,
+# and imports torch in `run` only, after the arguments are checked: it takes seconds.
 COMMANDS = {
     "init": ("launch.commands.init", "look at your texts and write the recipes for a corpus and a model"),
     "prepare": ("launch.commands.data.prepare", "turn web archives or text files into token files"),
@@ -40,7 +41,10 @@ COMMANDS = {
         "train GPT-3's quality classifier for `prepare`",
     ),
     "data mixture": ("launch.commands.data.mixture", "show the tokens and epochs of each corpus in a mixture"),
-    "data audit": ("launch.commands.data.audit", "name the corpus, file and documents that a step of a run reads"),
+    "data audit": (
+        "launch.commands.arguments.data_audit",
+        "name the corpus, file and documents that a step of a run reads",
+    ),
     "explain": (
         "launch.commands.data.explain",
         "follow a file, URL or document from its preparation to the steps of a run that read it",
@@ -66,19 +70,25 @@ COMMANDS = {
         "launch.commands.report",
         "show the results of a run and where its time went, as tables or an HTML page",
     ),
-    "evaluate": ("launch.commands.evaluate", "measure loss, perplexity and few-shot accuracy of a checkpoint"),
-    "score": ("launch.commands.score", "measure a reward model on rankings, and calibrate it on demonstrations"),
-    "generate": ("launch.commands.generate", "continue a prompt"),
-    "answer": ("launch.commands.judging.answer", "answer the questions of MT-bench, turn by turn, for a judge"),
-    "best-of-n": ("launch.commands.judging.best_of_n", "keep the best of n answers by a reward, and measure every n"),
+    "evaluate": (
+        "launch.commands.arguments.evaluate",
+        "measure loss, perplexity and few-shot accuracy of a checkpoint",
+    ),
+    "score": (
+        "launch.commands.arguments.score",
+        "measure a reward model on rankings, and calibrate it on demonstrations",
+    ),
+    "generate": ("launch.commands.arguments.generate", "continue a prompt"),
+    "answer": ("launch.commands.arguments.answer", "answer the questions of MT-bench, turn by turn, for a judge"),
+    "best-of-n": ("launch.commands.arguments.best_of_n", "keep the best of n answers by a reward, and measure every n"),
     "compare": (
-        "launch.commands.judging.compare",
+        "launch.commands.arguments.compare",
         "let people compare the answers of several runs, blind; count their votes",
     ),
-    "choose": ("launch.commands.judging.choose", "choose a run's checkpoint by the reward of its answers"),
-    "tax": ("launch.commands.judging.tax", "compare few-shot tasks before and after alignment, item by item"),
+    "choose": ("launch.commands.arguments.choose", "choose a run's checkpoint by the reward of its answers"),
+    "tax": ("launch.commands.arguments.tax", "compare few-shot tasks before and after alignment, item by item"),
     "toxicity": (
-        "launch.commands.judging.toxicity",
+        "launch.commands.arguments.toxicity",
         "continue prompts, score the texts, and report how toxic they get",
     ),
     "moderate audit": (
@@ -127,8 +137,8 @@ COMMANDS = {
         "launch.commands.moderate.report",
         "show one or two versions of a classifier on labelled texts, as one HTML page",
     ),
-    "convert": ("launch.commands.convert", "convert a model to or from another library's format"),
-    "parity": ("launch.commands.parity", "show that a recipe trains the same model on every layout"),
+    "convert": ("launch.commands.arguments.convert", "convert a model to or from another library's format"),
+    "parity": ("launch.commands.arguments.parity", "show that a recipe trains the same model on every layout"),
     "doctor": ("launch.commands.doctor", "show what this machine offers and what would break a run"),
     "docs": ("launch.commands.docs", "say where the documentation and the batch scripts are, or print a page"),
     "demo": ("launch.commands.demo", "run everything on this machine: pages, tokens, training, evaluation, export"),

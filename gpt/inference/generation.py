@@ -17,7 +17,8 @@ from torch import Tensor
 from gpt.errors import ConfigError
 from gpt.inference.kv_cache import KeyValueCache
 from gpt.inference.model import ForwardInputs, InferenceModel, as_model
-from gpt.inference.sampling import GREEDY, Sampling, choose, seen_tokens
+from gpt.inference.sampling import choose, seen_tokens
+from gpt.inference.sampling_settings import GREEDY, Sampling
 from gpt.model.gpt import GPT
 
 # Called after each new token with the prompt's index and its new tokens so far. True ends that prompt.

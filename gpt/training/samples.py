@@ -6,7 +6,7 @@ from typing import Any
 
 from gpt.errors import ConfigError
 from gpt.inference.generation import generate
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from gpt.tokenizer.tokenizers import Tokenizer
 from gpt.training.config import TrainConfig
 from gpt.training.engine import Engine

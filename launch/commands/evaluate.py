@@ -12,60 +12,33 @@ import numpy as np
 
 from gpt.data.config import CorpusConfig, DataConfig
 from gpt.data.dataset import ValidationData
-from gpt.errors import ConfigError, one_line
+from gpt.errors import one_line
 from gpt.evaluation.few_shot.scores import TaskScore, few_shot_scores
 from gpt.evaluation.few_shot.tasks import OpenTasks
 from gpt.evaluation.perplexity import TokenCounts, TokenRows, count_targets, validation_loss
 from gpt.inference.cpu_model import packed
 from gpt.post_training.sft import LEARNED
 from gpt.tokenizer.special_tokens import special_tokens_of
+from launch.config.run_arguments import (
+    is_first_process,
+    starts_ranks,
+)
 from launch.evaluation import texts as text_evaluation
-from launch.evaluation.few_shot_arguments import add_few_shot_arguments, few_shot_tasks
+from launch.evaluation.few_shot_arguments import few_shot_tasks
 from launch.evaluation.sample_logs import check_sample_folder, write_samples
 from launch.evaluation.tables import print_clean_subset, print_few_shot, print_texts, print_validation
 from launch.evaluation.wandb_record import record_in_wandb
 from launch.processes.terminal import SafeConsole, WorkProgress, work_progress
-from launch.reports.written import add_json_option, check_destination, json_destination
+from launch.reports.written import check_destination, json_destination
 from launch.runs.imported_run import HUGGING_FACE
-from launch.runs.open_model import (
-    OpenedModel,
-    add_layout_arguments,
-    is_first_process,
-    opened_model,
-    start_ranks,
-    starts_ranks,
-)
-from launch.runs.saved_run import add_device_arguments, add_run_arguments, objective_section
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser)
-    add_few_shot_arguments(parser)
-    text_evaluation.add_arguments(parser)
-    parser.add_argument(
-        "--max-validation-tokens",
-        type=int,
-        metavar="N",
-        help="evaluate at most N tokens of each corpus, from its start",
-    )
-    parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="tokens per batch (default: 8192)")
-    add_json_option(parser, "the results")
-    parser.add_argument(
-        "--wandb",
-        action="store_true",
-        help="record the results as a run of Weights & Biases, in RUN/wandb, or online if the run's recipe says so",
-    )
-    add_device_arguments(parser)
-    add_layout_arguments(parser)
+from launch.runs.open_model import OpenedModel, opened_model, start_ranks
+from launch.runs.saved_run import objective_section
 
 
 def run(args: argparse.Namespace) -> int:
     only_text = (bool(args.text) or args.truthful_qa is not None) and args.tasks is None
     args.tasks = args.tasks or (["none"] if only_text else ["gpt3"])
     tasks = few_shot_tasks(args)
-    for name in ("max_validation_tokens", "batch_tokens"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value} is invalid: it must be at least 1.")
     texts = text_evaluation.open_texts(args)
     check_destination("--json", args.json)
     if args.log_samples is not None and is_first_process():

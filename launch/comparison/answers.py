@@ -11,11 +11,12 @@ from gpt.errors import ConfigError
 from gpt.files.json_files import read_json_lines
 from gpt.inference.cpu_model import packed
 from gpt.inference.model import LocalModel
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from gpt.tokenizer.special_tokens import SpecialTokens, special_tokens_of
 from launch.comparison.prompts import ComparedPrompt
+from launch.config.run_arguments import DEFAULT_BATCH_TOKENS
 from launch.generation.chat import ChatPrompt, ChatSettings, answer_chats, chat_jobs
-from launch.generation.jobs import DEFAULT_BATCH_TOKENS, GenerationJob, GenerationSettings, PromptLine, make_jobs
+from launch.generation.jobs import GenerationJob, GenerationSettings, PromptLine, make_jobs
 from launch.generation.prompt_file import batches_of, continue_jobs
 from launch.runs.chat_format import chat_encoder
 from launch.runs.imported_run import HUGGING_FACE
@@ -32,21 +33,6 @@ class ComparedSettings:
     stops: tuple[str, ...]
     device: torch.device
     dtype: torch.dtype
-
-
-def model_names(paths: Sequence[Path]) -> list[str]:
-    """Short names of the runs: the last parts of their paths, as many as make them different.
-
-    ConfigError: the same path twice.
-    """
-    if len(set(paths)) < len(paths):
-        raise ConfigError(f"RUN {next(p for p in paths if paths.count(p) > 1)} is given twice. Give different runs.")
-    parts = [path.absolute().parts for path in paths]
-    for n in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-n:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise ConfigError("The runs are the same directory. Give different runs.")
 
 
 def answers_of(path: Path, prompts: Sequence[ComparedPrompt], settings: ComparedSettings) -> list[str]:

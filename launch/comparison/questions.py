@@ -5,9 +5,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gpt.errors import ConfigError
 
 Prompt = str | list[dict[str, str]]  # a text, or messages with role and content
 
@@ -87,3 +90,18 @@ def question_record(question: Question) -> dict[str, Any]:
     sides = (question.left, question.right)
     left, right = ({"id": side.answer_id, "text": side.text} for side in sides)
     return {"prompt_id": question.prompt.prompt_id, "prompt": question.prompt.prompt, "left": left, "right": right}
+
+
+def model_names(paths: Sequence[Path]) -> list[str]:
+    """Short names of the runs: the last parts of their paths, as many as make them different.
+
+    ConfigError: the same path twice.
+    """
+    if len(set(paths)) < len(paths):
+        raise ConfigError(f"RUN {next(p for p in paths if paths.count(p) > 1)} is given twice. Give different runs.")
+    parts = [path.absolute().parts for path in paths]
+    for n in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-n:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("The runs are the same directory. Give different runs.")

@@ -15,12 +15,13 @@ from gpt.files.regular import copy_folder
 from gpt.files.safetensors import TensorSpec
 from gpt.tokenizer.faults import try_tokenizer
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, tokenizer_files
+from launch.config.run_arguments import EXPORT_DTYPE_NAMES
 from launch.runs.imported_run import HUGGING_FACE, IMPORTED, MODEL, read_weights
-from launch.runs.saved_run import DTYPES, SavedRun
+from launch.runs.saved_run import SavedRun
 from parallel.checkpoint.handle import verify_checkpoint
 from parallel.checkpoint.load import read_tensors
 
-EXPORT_DTYPES = {**DTYPES, "float16": torch.float16}  # a model imported in float16 may be exported in float16
+EXPORT_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in EXPORT_DTYPE_NAMES}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from gpt.evaluation.intervals import Interval, bootstrap_interval
 from gpt.inference.generation import generate
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from gpt.tokenizer.tokenizers import Tokenizer
 from launch.demos.instructions import MAX_WORDS, MIN_WORDS, marks
 from launch.reports.style import run_page

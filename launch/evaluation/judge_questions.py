@@ -12,7 +12,7 @@ from data_prep.conversations.conversation import Turn, UnusableRecord
 from gpt.errors import ConfigError
 from gpt.files.json_files import read_json_lines
 from gpt.inference.model import InferenceModel
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from launch.generation.chat import ChatPrompt, ChatSettings, answer_chats
 from launch.runs.saved_run import SavedRun
 

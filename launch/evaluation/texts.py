@@ -34,24 +34,6 @@ class TextSource:
         return corpus_documents(self.corpus, tokenizer)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--text",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="perplexity of text files, or of token corpora by their prefix, in sliding windows; leaves validation and "
-        "few-shot tasks out, unless --tasks names some",
-    )
-    parser.add_argument(
-        "--window", type=int, metavar="N", help="window length of --text in tokens (default: the model's context)"
-    )
-    parser.add_argument(
-        "--stride", type=int, metavar="N", help="tokens from one window of --text to the next (default: half a window)"
-    )
-
-
 def open_texts(args: argparse.Namespace) -> list[TextSource]:
     """Open what --text names. Reads the text files through, so that an error comes before hours of work."""
     for name in ("window", "stride"):

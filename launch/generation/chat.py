@@ -8,9 +8,10 @@ from data_prep.conversations.conversation import Turn, UnusableRecord
 from gpt.errors import ConfigError
 from gpt.inference.generation import check_prompts
 from gpt.inference.model import InferenceModel
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from gpt.tokenizer.special_tokens import special_tokens_of
-from launch.generation.jobs import DEFAULT_BATCH_TOKENS, DEFAULT_NEW_TOKENS, GenerationJob, GenerationSettings
+from launch.config.run_arguments import DEFAULT_BATCH_TOKENS, DEFAULT_NEW_TOKENS
+from launch.generation.jobs import GenerationJob, GenerationSettings
 from launch.generation.prompt_file import continue_jobs
 from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.saved_run import SavedRun

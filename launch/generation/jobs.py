@@ -7,13 +7,11 @@ from typing import Any
 from gpt.errors import ConfigError
 from gpt.inference.generation import Continuation, Watch, check_prompts, generate
 from gpt.inference.model import InferenceModel
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from gpt.model.config import ModelConfig
 from gpt.tokenizer.special_tokens import SpecialTokens
 from gpt.tokenizer.tokenizers import Tokenizer
-
-DEFAULT_NEW_TOKENS = 100
-DEFAULT_BATCH_TOKENS = 8192
+from launch.config.run_arguments import DEFAULT_NEW_TOKENS
 
 
 @dataclass(frozen=True)

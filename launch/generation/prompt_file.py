@@ -1,7 +1,6 @@
 """`triaxial generate --input`: generate after every prompt of a JSON-lines file, in batches, into another such file."""
 
 import json
-import os
 import re
 import reprlib
 import sys
@@ -164,15 +163,6 @@ def _continue_batch(
         }
         for job, text, result in zip(jobs, texts, results, strict=True)
     ]
-
-
-def check_output(path: Path) -> None:
-    """Raise ConfigError if the result cannot be written to `path`, before any work is done."""
-    if path.is_dir():
-        raise ConfigError(f"--output {path} is a folder. Give a file in it.")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        reason = "is not writable" if path.parent.is_dir() else "does not exist"
-        raise ConfigError(f"--output {path} is invalid: the folder {path.parent} {reason}.")
 
 
 def write_lines(path: Path | None, lines: Sequence[dict[str, Any]]) -> None:

@@ -11,12 +11,13 @@ from gpt.errors import ConfigError
 from gpt.evaluation.perplexity import TextLoss, text_loss
 from gpt.evaluation.text_windows import TextChunk
 from gpt.inference.model import LocalModel
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.tokenizer.special_tokens import special_tokens_of
 from gpt.tokenizer.tokenizers import Tokenizer
-from launch.generation.jobs import DEFAULT_BATCH_TOKENS, GenerationSettings, PromptLine, make_jobs
+from launch.config.run_arguments import DEFAULT_BATCH_TOKENS
+from launch.generation.jobs import GenerationSettings, PromptLine, make_jobs
 from launch.generation.prompt_file import continue_jobs
 from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.saved_run import DTYPES, LoadedRun, device_of, load_run

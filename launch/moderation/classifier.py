@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from gpt.errors import ConfigError
 from gpt.moderation.taxonomy import Taxonomy
 from gpt.post_training.sequence_scores import score_sequences
+from launch.config.run_arguments import BATCH_TOKENS
 from launch.moderation.decisions import Decisions
 from launch.moderation.windows import Ints, batch_shape, largest, windows_of
 from launch.runs.open_engine import OpenedEngine
 from parallel.checkpoint.handle import Checkpoint
 from parallel.checkpoint.manifest import MANIFEST
 
-BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384  # the activations of more do not fit into a CPU's caches
 Scores = NDArray[np.float64]
 
 

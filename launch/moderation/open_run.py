@@ -12,15 +12,15 @@ from gpt.model.config import ModelConfig
 from gpt.moderation.classifier import Classifier
 from gpt.tokenizer.tokenizers import load_tokenizer
 from gpt.training.objective import Objective
-from launch.moderation.classifier import BATCH_TOKENS, GPU_BATCH_TOKENS, OpenedClassifier, version_of
+from launch.config.run_arguments import BATCH_TOKENS, GPU_BATCH_TOKENS
+from launch.moderation.classifier import OpenedClassifier, version_of
 from launch.moderation.decisions import Decisions, read_decisions
 from launch.moderation.features import TextFeatures
 from launch.processes.environment import ClusterEnvironment
 from launch.runs.open_engine import OpenedEngine, load_local_scorer, opened_engine, packed_for_scoring
-from launch.runs.open_model import add_layout_arguments, config_of_newest, inference_layout
+from launch.runs.open_model import config_of_newest, inference_layout
 from launch.runs.saved_run import (
     DTYPES,
-    add_device_arguments,
     device_of,
     find_checkpoint,
     model_section,
@@ -28,29 +28,6 @@ from launch.runs.saved_run import (
     section,
     tokenizer_file,
 )
-
-
-def add_classifier_arguments(parser: argparse.ArgumentParser, *, layouts: bool = True) -> None:
-    """Add the arguments that set how the run of `add_run_arguments` is opened."""
-    parser.add_argument(
-        "--window",
-        type=int,
-        metavar="N",
-        help="tokens of a window: longer texts are cut into windows that overlap by a quarter, and get the largest "
-        "score of each category (default: data.seq_len of the run, at most the model's context)",
-    )
-    parser.add_argument(
-        "--batch-tokens",
-        type=int,
-        metavar="N",
-        help=f"tokens per batch (default: {BATCH_TOKENS} on a CPU, {GPU_BATCH_TOKENS} on a GPU)",
-    )
-    parser.add_argument(
-        "--raw", action="store_true", help="leave out the run's calibration; its thresholds become those of raw scores"
-    )
-    add_device_arguments(parser)
-    if layouts:
-        add_layout_arguments(parser)
 
 
 def load_asked_classifier(args: argparse.Namespace, *, features: bool = False) -> OpenedClassifier:

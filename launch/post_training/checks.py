@@ -17,9 +17,10 @@ from gpt.token_files.corpus import describe_corpus
 from gpt.tokenizer.special_tokens import special_tokens_of
 from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.config.corpora import naming_the_maker
+from launch.config.run_arguments import find_checkpoint_folder
 from launch.config.run_config import RunConfig
 from launch.runs.imported_run import HUGGING_FACE
-from launch.runs.saved_run import find_checkpoint_folder, model_section
+from launch.runs.saved_run import model_section
 from launch.training.train_rank import Prepared
 from parallel.checkpoint.folders import list_checkpoints
 from parallel.checkpoint.handle import read_checkpoint_header

@@ -86,3 +86,12 @@ def _print(text: str, output: TextIO) -> None:
 
 def _write(text: str, file: BinaryIO) -> None:
     file.write(text.encode())
+
+
+def check_output(path: Path) -> None:
+    """Raise ConfigError if the result cannot be written to `path`, before any work is done."""
+    if path.is_dir():
+        raise ConfigError(f"--output {path} is a folder. Give a file in it.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        reason = "is not writable" if path.parent.is_dir() else "does not exist"
+        raise ConfigError(f"--output {path} is invalid: the folder {path.parent} {reason}.")

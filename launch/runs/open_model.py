@@ -21,17 +21,16 @@ from gpt.model.config import ModelConfig
 from gpt.tokenizer.special_tokens import SpecialTokens, special_tokens_of
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from launch.config.recipe import apply_overrides, build
+from launch.config.run_arguments import BEST, LAYOUT_KEYS, find_checkpoint_folder
 from launch.processes.environment import ClusterEnvironment, bootstrap_in_this_process
 from launch.processes.local_launch import launch_local
 from launch.processes.rank_process import keep_freed_memory
 from launch.processes.rendezvous import join_processes
 from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.saved_run import (
-    BEST,
     DTYPES,
     SavedRun,
     device_of,
-    find_checkpoint_folder,
     load_run,
     model_section,
     open_run,
@@ -45,8 +44,6 @@ from parallel.inference.model import load_distributed_model
 from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import Layout, resolve_layout
 from parallel.layout.mesh import build_mesh
-
-_KEYS = ("tensor", "pipeline", "data", "split")  # of [parallel]; its other keys only affect training
 
 
 @dataclass(frozen=True)
@@ -65,41 +62,6 @@ class ModelPreview:
     model_config: ModelConfig
     tokenizer: Tokenizer
     special: SpecialTokens
-
-
-def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the number of processes; use it with `add_run_arguments` and `add_device_arguments`."""
-    parser.set_defaults(takes_overrides=True)
-    layout = ", ".join(f"--parallel.{key}" for key in _KEYS)
-    parser.epilog = f"Of the recipe's keys, only the layout can be set: {layout}."
-    parser.add_argument(
-        "--nproc",
-        type=int,
-        metavar="N",
-        help="start N processes on this machine; --parallel.tensor and --parallel.pipeline distribute the model over "
-        "them. Remaining processes are data ranks and work on other requests (default: one process)",
-    )
-
-
-def starts_ranks(args: argparse.Namespace) -> bool:
-    """Return whether this process must start others with `start_ranks`, which then do the work."""
-    environment = ClusterEnvironment.from_environment()
-    if args.nproc is None:
-        return False
-    if args.nproc < 1:
-        raise ConfigError(f"--nproc {args.nproc} is invalid: must be at least 1")
-    if environment.master_addr is None:
-        return bool(args.nproc > 1)
-    if args.nproc != environment.world_size:
-        raise ConfigError(
-            f"--nproc {args.nproc} is invalid: the launcher started {environment.world_size} processes. Leave it out."
-        )
-    return False
-
-
-def is_first_process() -> bool:
-    """Return whether this is rank 0, or the only process."""
-    return ClusterEnvironment.from_environment().rank == 0
 
 
 def start_ranks(args: argparse.Namespace) -> int:
@@ -167,10 +129,10 @@ def inference_layout(args: argparse.Namespace, world_size: int, config: dict[str
     table = apply_overrides({}, _overrides(args))
     for table_name, values in table.items():
         for key in values if isinstance(values, dict) else ():
-            if table_name != "parallel" or key not in _KEYS:
+            if table_name != "parallel" or key not in LAYOUT_KEYS:
                 raise ConfigError(
                     f"--{table_name}.{key} is invalid: a trained model cannot be changed, except its layout. Use "
-                    + ", ".join(f"--parallel.{name}" for name in _KEYS)
+                    + ", ".join(f"--parallel.{name}" for name in LAYOUT_KEYS)
                 )
     fixed = {"zero_stage": 0, "schedule": "gpipe"}
     parallel = build(ParallelConfig, {**fixed, **table.get("parallel", {})}, where="parallel")

@@ -4,7 +4,6 @@ runs/demo/checkpoints/step-000000123/   the weights, and in state.json the confi
 runs/demo/tokenizer/                    the run's own copy of its tokenizer
 """
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,20 +25,18 @@ from gpt.training.config import ObjectiveConfig
 from gpt.training.validation import Best
 from launch.config.objectives import DEFAULT, OBJECTIVES
 from launch.config.recipe import build, without_none
+from launch.config.run_arguments import BEST, DTYPE_NAMES, find_checkpoint_folder
 from parallel.adapters.base import with_bases
 from parallel.adapters.merge import read_merged
 from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.folders import list_checkpoints, list_unusable, step_of
 from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
-from parallel.checkpoint.manifest import MANIFEST
 
 T = TypeVar("T")
 
-BEST = -1  # in place of a step: that of the best checkpoint
 CHOSEN = "chosen.json"  # in a run directory: the step that `triaxial choose` chose
-STEP_HELP = "the checkpoint of this step, or `best` by `triaxial choose` or checkpoint.keep_best (default: the newest)"
 _MODEL = "model."  # prefix of the names of weights in a checkpoint
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 @dataclass(frozen=True)
@@ -140,18 +137,6 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
     )
 
 
-def find_checkpoint_folder(path: Path) -> tuple[Path, Path | None]:
-    """The folder of a run's checkpoints, and None; or that folder and `path`, if `path` is a checkpoint itself."""
-    if not path.is_dir():
-        raise ConfigError(f"{path}: no such folder. Give a run directory, such as runs/demo, or a checkpoint in one.")
-    folder = path / "checkpoints"
-    if folder.is_dir():
-        return folder, None
-    if not (path / MANIFEST).is_file():
-        raise ConfigError(f"{path} is neither a run directory with a folder checkpoints/ nor a checkpoint")
-    return path.absolute().parent, path
-
-
 def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Checkpoint, list[str]]:
     """The run directory, the verified checkpoint, and notes, for a path to either. Collective over all ranks.
 
@@ -192,27 +177,6 @@ def best_step(path: Path, one: Path | None) -> int:
             f"or that `triaxial choose` has read. Use --step N"
         )
     return Best.from_json(best).step
-
-
-def step_argument(text: str) -> int:
-    """The value of `--step`: a number, or BEST for `best`."""
-    return BEST if text == "best" else int(text)
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name a run."""
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="a run directory such as runs/demo, or one checkpoint in it"
-    )
-    parser.add_argument("--step", type=step_argument, metavar="N", help=STEP_HELP)
-
-
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments for the device and the precision of a model."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="precision of the weights (default: float32)"
-    )
 
 
 def device_of(name: str, *, local_rank: int | None = None) -> torch.device:

@@ -8,9 +8,9 @@ import numpy as np
 from gpt.errors import ConfigError
 from gpt.files.regular import copy_folder, read_bytes
 from gpt.tokenizer.tokenizers import tokenizer_files
+from launch.config.run_arguments import find_checkpoint_folder
 from launch.config.run_config import RunConfig, changed_keys
 from launch.runs.imported_run import HUGGING_FACE
-from launch.runs.saved_run import find_checkpoint_folder
 from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.folders import list_checkpoints, list_unusable
 from parallel.checkpoint.handle import Checkpoint, read_checkpoint_header, verify_checkpoint

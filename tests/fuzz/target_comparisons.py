@@ -6,11 +6,11 @@ from pathlib import Path
 
 from fuzzing import Target
 
-from launch.commands.judging.compare import report
 from launch.commands.judging.compare import write as write_page
 from launch.comparison.answers import ComparedSettings, answers_of
 from launch.comparison.prompts import read_texts_to_continue
 from launch.comparison.questions import answered_prompts, make_questions, prompt_record
+from launch.comparison.vote_report import report
 from launch.comparison.votes import ANSWERS, read_key, read_votes
 from launch.comparison.win_rates import summarise
 from launch.evaluation.judge_questions import answer_line, read_questions

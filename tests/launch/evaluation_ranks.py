@@ -43,9 +43,9 @@ class HarnessRequest:
 def adapter_of(run, *words, **settings):
     """The adapter of a run's model, on the layout that the words name."""
     from gpt.evaluation.few_shot.harness import TriaxialLM
+    from launch.config.run_arguments import add_device_arguments, add_layout_arguments, add_run_arguments
     from launch.main import split_overrides
-    from launch.runs.open_model import add_layout_arguments, opened_model
-    from launch.runs.saved_run import add_device_arguments, add_run_arguments
+    from launch.runs.open_model import opened_model
 
     parser = argparse.ArgumentParser()
     for add_arguments in (add_run_arguments, add_device_arguments, add_layout_arguments):

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from gpt.token_files.files import TokenFileWriter
 from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 from gpt.training.config import Retention
 from launch.config.run_config import as_dict, read_run_config
+from launch.main import COMMANDS
 from parallel.checkpoint.save import save_checkpoint
 
 TEXT = "The parser reads the source, then 42 of the others follow; for each it prints a line of names and of numbers.\n"
@@ -63,7 +65,9 @@ def save_training(root: Path) -> SavedTraining:
 
 def run_command(command: str, *words: object) -> int:
     """Run a subcommand without `triaxial`'s error handling, so that a test sees the ConfigError."""
-    module = importlib.import_module(f"launch.commands.{command}")
+    module = importlib.import_module(COMMANDS[command][0])
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
-    return int(module.run(parser.parse_args([str(word) for word in words])))
+    args = parser.parse_args([str(word) for word in words])
+    args.imports = nullcontext
+    return int(module.run(args))

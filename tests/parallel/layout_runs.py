@@ -30,7 +30,7 @@ from rank_server import rank_server
 from gpt.adapters.config import AdapterConfig
 from gpt.data.sampling import Samples
 from gpt.inference.model import ForwardInputs
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from gpt.losses.batch import Batch
 from gpt.losses.marks import PADDING
 from gpt.model.config import ModelConfig

@@ -18,7 +18,7 @@ from gpt.evaluation.batching.plan_runner import MAX_ROW_TOKENS, PlanRunner
 from gpt.inference.generation import Continuation, PaddedBatch, Watch, check_prompts, decode, generate
 from gpt.inference.kv_cache import KeyValueCache
 from gpt.inference.model import ForwardInputs, InferenceModel
-from gpt.inference.sampling import GREEDY, Sampling
+from gpt.inference.sampling_settings import GREEDY, Sampling
 
 # Up to this many new tokens a prompt, all prompts stay in one packed row. There each step attends to the new tokens of
 # all prompts. For longer answers it is faster to copy the keys and values into a row for each prompt.

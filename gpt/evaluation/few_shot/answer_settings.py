@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt.errors import ConfigError
-from gpt.inference.sampling import GREEDY, Sampling
+from gpt.inference.sampling_settings import GREEDY, Sampling
 
 _LIMITS = (
     "max_gen_toks",

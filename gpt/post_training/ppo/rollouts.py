@@ -19,7 +19,8 @@ from gpt.errors import ConfigError
 from gpt.inference.generation import read_prompts
 from gpt.inference.kv_cache import KeyValueCache
 from gpt.inference.model import ForwardInputs, InferenceModel
-from gpt.inference.sampling import Sampling, choose
+from gpt.inference.sampling import choose
+from gpt.inference.sampling_settings import Sampling
 
 MIN_SLACK = 32  # cache positions besides those of the longest sequence: dropping positions copies the cache
 

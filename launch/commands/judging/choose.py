@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 
 from rich import box
 from rich.table import Table
@@ -10,39 +9,19 @@ from rich.text import Text
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
-from gpt.inference.sampling import Sampling
-from launch.commands.judging.compare import interval_text
+from gpt.inference.sampling_settings import Sampling
 from launch.comparison.answers import ComparedSettings, answers_of
 from launch.comparison.prompts import ComparedPrompt, read_conversations
+from launch.comparison.vote_report import interval_text
 from launch.evaluation.best_of_n import Turns, reward_of
 from launch.evaluation.checkpoint_choice import ScoredCheckpoint, ranked_checkpoints
 from launch.processes.terminal import table_console
-from launch.reports.written import add_json_option, json_destination
-from launch.runs.saved_run import CHOSEN, DTYPES, add_device_arguments, device_of
+from launch.reports.written import json_destination
+from launch.runs.saved_run import CHOSEN, DTYPES, device_of
 from parallel.checkpoint.folders import list_checkpoints, step_of
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory with several checkpoints")
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="conversations to answer")
-    parser.add_argument(
-        "--reward",
-        required=True,
-        metavar="RUN",
-        help="a reward run, or a function module:name of lists of prompts and answers",
-    )
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="the longest answer (default: 100)")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="0 answers with the most likely tokens (default: 1)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same answers (default: 0)")
-    add_json_option(parser, "the rewards of all checkpoints")
-    add_device_arguments(parser)
-
-
 def run(args: argparse.Namespace) -> int:
-    if args.temperature < 0:
-        raise ConfigError(f"--temperature {args.temperature} is invalid: it must be at least 0.")
     found = {step_of(path.name): path for path in list_checkpoints(args.run / "checkpoints")}
     checkpoints = sorted((step, path) for step, path in found.items() if step is not None)
     if not checkpoints:

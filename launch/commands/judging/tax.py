@@ -13,8 +13,8 @@ from gpt.evaluation.few_shot.tasks import OpenTasks
 from gpt.inference.cpu_model import packed
 from gpt.inference.model import LocalModel
 from launch.commands.evaluate import evaluate_few_shot
-from launch.commands.judging.compare import interval_text
-from launch.evaluation.few_shot_arguments import add_few_shot_arguments, few_shot_tasks
+from launch.comparison.vote_report import interval_text
+from launch.evaluation.few_shot_arguments import few_shot_tasks
 from launch.evaluation.sample_logs import check_sample_folder
 from launch.evaluation.task_differences import (
     TaskDifference,
@@ -24,27 +24,15 @@ from launch.evaluation.task_differences import (
     task_differences,
 )
 from launch.processes.terminal import table_console
-from launch.reports.written import add_json_option, json_destination
+from launch.reports.written import json_destination
 from launch.runs.open_model import OpenedModel
-from launch.runs.saved_run import DTYPES, add_device_arguments, device_of, load_run
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    either = "a run, a checkpoint in it, or a folder that `triaxial evaluate --log-samples` wrote"
-    parser.add_argument("before", type=Path, metavar="BEFORE", help=either)
-    parser.add_argument("after", type=Path, metavar="AFTER", help=either)
-    add_few_shot_arguments(parser)
-    parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="tokens per batch (default: 8192)")
-    add_json_option(parser, "the differences")
-    add_device_arguments(parser)
+from launch.runs.saved_run import DTYPES, device_of, load_run
 
 
 def run(args: argparse.Namespace) -> int:
     paths = {"before": args.before, "after": args.after}
     runs = {name: path for name, path in paths.items() if not holds_samples(path)}
     tasks = open_tasks(args, needed=bool(runs))
-    if args.batch_tokens < 1:
-        raise ConfigError(f"--batch-tokens {args.batch_tokens} is invalid: it must be at least 1.")
     with json_destination(args.json) as emit:
         for name, path in runs.items():
             assert tasks is not None

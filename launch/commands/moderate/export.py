@@ -4,11 +4,7 @@ import argparse
 from pathlib import Path
 
 from gpt.errors import ConfigError
-from launch.moderation.card import model_card
-from launch.moderation.export import export_classifier
-from launch.moderation.onnx_file import export_onnx
-from launch.moderation.open_run import load_classifier
-from launch.runs.saved_run import add_run_arguments
+from launch.config.run_arguments import add_run_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +24,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("there is nothing to write. Give --to FOLDER or --onnx FILE.onnx")
     if args.with_code and args.to is None:
         raise ConfigError("--with-code needs --to FOLDER")
+    with args.imports():
+        from launch.moderation.card import model_card
+        from launch.moderation.export import export_classifier
+        from launch.moderation.onnx_file import export_onnx
+        from launch.moderation.open_run import load_classifier
+
     classifier = load_classifier(args.run, step=args.step, device="cpu")
     calibration = "calibrated as the run's" if classifier.decisions.calibrators else "without calibration, as the run's"
     if args.to is not None:

@@ -8,22 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.conversations.conversation import Turn
 from gpt.errors import ConfigError, escaped
-from gpt.inference.sampling import Sampling
 from gpt.moderation.label_files import read_labelled, read_records, write_labelled
 from gpt.moderation.labels import LabelledText, label_matrix, text_id
-from gpt.moderation.loop.synthetic import MIN_AGREEMENT, cleaned, noise_check, synthetic_prompt
+from gpt.moderation.loop.synthetic import MIN_AGREEMENT, noise_check
 from gpt.moderation.probes.counterfactuals import counterfactuals
 from gpt.moderation.taxonomy import Taxonomy, read_taxonomy
 from launch.commands.moderate.select import check_category
-from launch.comparison.answers import ComparedSettings, answers_of
-from launch.comparison.prompts import ComparedPrompt
-from launch.generation.chat import ChatPrompt
-from launch.generation.jobs import PromptLine
+from launch.config.run_arguments import add_device_arguments
 from launch.moderation.loop.joined import common, joined, labelled_texts
 from launch.reports.written import add_json_option, json_destination
-from launch.runs.saved_run import DTYPES, add_device_arguments, device_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,22 +90,9 @@ def _written(args: argparse.Namespace, taxonomy: Taxonomy) -> tuple[list[Labelle
     if args.examples and not known:
         kind = "positive" if positive else "negative"
         raise ConfigError(f"--examples {args.examples[0]} has no text that is labelled {kind} in {args.category}.")
-    prompts = []
-    for i in range(args.n):
-        seed, shots = args.seed + i, args.shots if known else 0
-        text = synthetic_prompt(category, positive=positive, examples=known, shots=shots, chat=args.chat, seed=seed)
-        where = f"prompt {i + 1}"
-        chat = ChatPrompt((Turn("user", text),), where) if args.chat else None
-        prompts.append(ComparedPrompt(text, PromptLine({"prompt": text}, where), chat))
-    settings = ComparedSettings(
-        Sampling(args.temperature, top_p=args.top_p),
-        args.max_new_tokens,
-        args.seed,
-        stops=() if args.chat else ("\n",),
-        device=device_of(args.device),
-        dtype=DTYPES[args.dtype],
-    )
-    answers = cleaned(answers_of(args.run, prompts, settings), known=known)
+    with args.imports():
+        from launch.moderation.loop.asked_texts import asked_texts
+    answers = asked_texts(args, category, known)
     source = f"synthetic {'few-shot' if known else 'zero-shot'}"
     return [_labelled(text, args.category, positive, source) for text in answers if text is not None], args.n
 

@@ -5,11 +5,8 @@ import time
 from pathlib import Path
 
 from gpt.telemetry.screen import counted
+from launch.config.run_arguments import add_device_arguments
 from launch.moderation.decisions import read_decisions
-from launch.moderation.loop.joined import labelled_texts
-from launch.moderation.open_run import load_classifier
-from launch.moderation.refit import check_linear, fit_to_texts, publish_heads
-from launch.runs.saved_run import add_device_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with args.imports():
+        from launch.moderation.loop.joined import labelled_texts
+        from launch.moderation.open_run import load_classifier
+        from launch.moderation.refit import check_linear, fit_to_texts, publish_heads
+
     opened = load_classifier(args.run, device=args.device, dtype=args.dtype, features=True)
     check_linear(opened)
     texts = [one for one in labelled_texts(args.labels, opened.taxonomy) if one.labels]

@@ -14,7 +14,7 @@ from gpt.files.json_files import read_json_object
 from gpt.moderation.measures.intervals import RESAMPLES
 from gpt.moderation.taxonomy import Taxonomy
 from gpt.telemetry.screen import counted
-from launch.comparison.answers import model_names
+from launch.comparison.questions import model_names
 from launch.moderation.decisions import CALIBRATION, n_fitted_on
 from launch.moderation.loop.joined import summary_of
 from launch.moderation_report.costs import LabelCosts, label_costs

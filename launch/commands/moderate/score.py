@@ -5,14 +5,9 @@ from pathlib import Path
 
 from gpt.errors import ConfigError, one_line
 from gpt.telemetry.screen import counted
-from launch.moderation.open_run import add_classifier_arguments, opened_classifier
-from launch.moderation.score import ScoreRequest, score_inputs
-from launch.moderation.score_files import stem_of
-from launch.moderation.score_inputs import find_score_inputs
+from launch.config.run_arguments import add_classifier_arguments, add_run_arguments, is_first_process, starts_ranks
 from launch.processes.terminal import SafeConsole, work_progress
 from launch.reports.written import add_json_option, check_destination, json_destination
-from launch.runs.open_model import is_first_process, start_ranks, starts_ranks
-from launch.runs.saved_run import add_run_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with args.imports():
+        from launch.moderation.open_run import opened_classifier
+        from launch.moderation.score import ScoreRequest, score_inputs
+        from launch.moderation.score_files import stem_of
+        from launch.moderation.score_inputs import find_score_inputs
+        from launch.runs.open_model import start_ranks
+
     stem_of(args.output)
     check_destination("--output", args.output)
     check_destination("--json", args.json)  # on every rank, so that none waits for the main rank

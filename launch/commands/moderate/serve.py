@@ -5,8 +5,8 @@ from pathlib import Path
 
 from gpt.errors import ConfigError, import_extra
 from gpt.files.regular import read_text
+from launch.config.run_arguments import add_run_arguments
 from launch.moderation_server.limits import ServerLimits
-from launch.runs.saved_run import add_run_arguments
 
 _LIMITS = {
     "max_body_bytes": "bytes of a request",
@@ -21,7 +21,7 @@ _LIMITS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from launch.moderation.open_run import add_classifier_arguments
+    from launch.config.run_arguments import add_classifier_arguments
 
     add_run_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")

@@ -13,7 +13,6 @@ import numpy as np
 from gpt.errors import ConfigError
 from gpt.moderation.probes.scoring import Score, checked_scores
 from gpt.moderation.taxonomy import Taxonomy, read_taxonomy
-from launch.moderation.open_run import load_classifier
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ def scorer_of(name: str, taxonomy: Path | None, *, device: str = "auto") -> Name
     if Path(name).exists():
         if taxonomy is not None:
             raise ConfigError(f"--taxonomy is only valid with module:function: {name} has its own.")
+        from launch.moderation.open_run import load_classifier  # with torch, which a function may not need
+
         opened = load_classifier(name, device=device)
         return NamedScorer(opened.scores, opened.version, opened.taxonomy, opened.thresholds)
     if taxonomy is None:

@@ -9,7 +9,7 @@ from gpt.evaluation.batching.scoring import Request, plan_scores, score
 from gpt.inference.cpu_model import BlockedLinear, can_pack, pack, slice_sizes
 from gpt.inference.generation import generate
 from gpt.inference.kv_cache import make_cache
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise

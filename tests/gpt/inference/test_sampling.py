@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from gpt.errors import ConfigError
-from gpt.inference.sampling import GREEDY, Sampling, choose, kept_probabilities, penalised, seen_tokens
+from gpt.inference.sampling import choose, kept_probabilities, penalised, seen_tokens
+from gpt.inference.sampling_settings import GREEDY, Sampling
 
 
 @pytest.mark.parametrize(

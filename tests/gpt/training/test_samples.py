@@ -6,7 +6,7 @@ tests/launch/training/test_train_ends.py samples in a run.
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from gpt.tokenizer.tokenizers import Tokenizer
 from gpt.training.config import TrainConfig
 from gpt.training.samples import make_sampler, sample_records

@@ -16,7 +16,7 @@ import pytest
 
 from gpt.errors import ConfigError
 from gpt.inference.generation import generate
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece

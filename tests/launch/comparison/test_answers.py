@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
-from launch.comparison.answers import answers_of, model_names
+from launch.comparison.answers import answers_of
 from launch.comparison.prompts import ComparedPrompt
+from launch.comparison.questions import model_names
 from launch.generation.jobs import PromptLine
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from gpt.errors import ConfigError
-from launch.commands.evaluate import add_arguments
+from launch.commands.arguments.evaluate import add_arguments
 from launch.evaluation.few_shot_arguments import few_shot_tasks
 
 pytest.importorskip("lm_eval", reason="needs the extra 'eval'")

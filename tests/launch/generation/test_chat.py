@@ -5,7 +5,7 @@ import pytest
 from data_prep.conversations.conversation import Turn
 from gpt.errors import ConfigError
 from gpt.inference.model import LocalModel
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from launch.generation.chat import ChatPrompt, ChatSettings, answer_chats
 from launch.library.language_model import LanguageModel
 from launch.runs.chat_format import chat_encoder

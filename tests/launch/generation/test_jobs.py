@@ -8,7 +8,8 @@ from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from gpt.tokenizer.special_tokens import own_special_tokens
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
-from launch.generation.jobs import DEFAULT_NEW_TOKENS, GenerationJob, PromptLine, make_jobs
+from launch.config.run_arguments import DEFAULT_NEW_TOKENS
+from launch.generation.jobs import GenerationJob, PromptLine, make_jobs
 
 
 @pytest.fixture(scope="module")

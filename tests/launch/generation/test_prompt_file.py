@@ -8,7 +8,7 @@ import torch
 
 from gpt.errors import ConfigError
 from gpt.inference.model import LocalModel
-from gpt.inference.sampling import GREEDY, Sampling
+from gpt.inference.sampling_settings import GREEDY, Sampling
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece

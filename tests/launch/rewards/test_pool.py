@@ -11,7 +11,7 @@ import triaxial
 from gpt.post_training.ppo.episodes import make_episodes
 from gpt.post_training.ppo.rewards import ScalarReward
 from gpt.post_training.ppo.rollouts import SampledResponse
-from launch.commands import score
+from launch.commands.arguments import score
 from launch.main import main
 from launch.rewards.open_run import opened_reward
 from launch.rewards.token_files import ranked_prompts

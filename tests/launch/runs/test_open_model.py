@@ -12,15 +12,14 @@ import torch
 from gpt.errors import ConfigError
 from gpt.inference.model import LocalModel
 from gpt.tokenizer.special_tokens import own_special_tokens
-from launch.runs.open_model import (
+from launch.config.run_arguments import (
+    add_device_arguments,
     add_layout_arguments,
+    add_run_arguments,
     is_first_process,
-    opened_model,
-    preview_model,
-    start_ranks,
     starts_ranks,
 )
-from launch.runs.saved_run import add_device_arguments, add_run_arguments
+from launch.runs.open_model import opened_model, preview_model, start_ranks
 from parallel.checkpoint.manifest import MANIFEST
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}

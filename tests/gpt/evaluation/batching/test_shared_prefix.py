@@ -10,7 +10,7 @@ from gpt.evaluation.batching.shared_prefix import PackedRow, generate_sharing
 from gpt.inference.generation import generate
 from gpt.inference.kv_cache import KeyValueCache
 from gpt.inference.model import LocalModel
-from gpt.inference.sampling import GREEDY, Sampling
+from gpt.inference.sampling_settings import GREEDY, Sampling
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise

@@ -4,7 +4,7 @@ import pytest
 
 from gpt.errors import ConfigError
 from gpt.evaluation.few_shot.answer_settings import read_settings
-from gpt.inference.sampling import GREEDY, Sampling
+from gpt.inference.sampling_settings import GREEDY, Sampling
 
 
 def test_settings_of_a_task_are_read_as_the_harness_reads_them() -> None:

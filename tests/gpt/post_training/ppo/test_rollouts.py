@@ -9,7 +9,7 @@ import torch
 from gpt.errors import ConfigError
 from gpt.inference.generation import generate
 from gpt.inference.model import LocalModel
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.post_training.ppo.rollouts import episode_seed, sample_responses

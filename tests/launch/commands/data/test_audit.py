@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from launch.commands.data import audit
+from launch.commands.arguments import data_audit
 from launch.main import COMMANDS, main
 
 
@@ -19,7 +19,7 @@ def trained(tiny_corpus, tmp_path_factory):
 
 
 def test_each_sequence_of_a_step_is_named(trained, tiny_corpus, capsys):
-    assert COMMANDS["data audit"][0] == audit.__name__
+    assert COMMANDS["data audit"][0] == data_audit.__name__
     capsys.readouterr()
     assert main(["data", "audit", str(trained), "--step", "1", "--json"]) == 0
     sources = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from gpt.errors import ConfigError
+from gpt.post_training.analysis.toxicity import toxicity_of
+from launch.commands.arguments.toxicity import check_arguments
 from launch.commands.judging.choose import choice_table
 from launch.commands.judging.tax import open_tasks
-from launch.commands.judging.toxicity import check_arguments
+from launch.commands.judging.toxicity import toxicity_table
 from launch.evaluation.checkpoint_choice import ranked_checkpoints
 from launch.main import main
 
@@ -128,4 +130,5 @@ def test_mistakes_are_found_without_a_model() -> None:
     with pytest.raises(ConfigError, match="--log-samples is missing"):
         open_tasks(only_truthful_qa, needed=True)
     assert only_truthful_qa.tasks == ["none"], "and not those of GPT-3 too"
+    assert toxicity_table({"all prompts": toxicity_of(np.array([[0.2, 0.9]]))}).row_count == 1
     assert choice_table(ranked_checkpoints([1, 2], [[0.5], [1.5]])).row_count == 2

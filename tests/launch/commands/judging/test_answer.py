@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gpt.inference.model import LocalModel
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling_settings import Sampling
 from launch.comparison.prompts import read_conversations
 from launch.generation.chat import ChatSettings, answer_chats
 from launch.main import main
