@@ -8,7 +8,7 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,9 +156,18 @@ class MetricsWriter:
         """Print a line that stays, above the bar if there is one."""
         self._console.message(text)
 
-    def sample(self, step: int, prompt: str, text: str) -> None:
-        """Print a text that the model wrote at a step. It begins with its prompt."""
-        self._console.sample(step, prompt, text)
+    def samples(self, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
+        """Print the texts that the model wrote at a step, and record them in W&B and TensorBoard.
+
+        Each begins with its prompt. W&B gets one table, TensorBoard `sample/1`, `sample/2` and so on.
+        """
+        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), start=1):
+            self._console.sample(step, prompt, text)
+            if self._tensorboard is not None:
+                self._tensorboard.log_text(step, f"sample/{number}", text)
+        if self._wandb is not None:
+            rows = list(zip(prompts, texts, strict=True))
+            self._wandb.log_table(step, "samples", columns=["prompt", "text"], rows=rows)
 
     def event(self, kind: EventKind, *, step: int, text: str, **fields: Any) -> None:
         """Print an event of the run and write it to events.jsonl. ConfigError: the file cannot be written."""

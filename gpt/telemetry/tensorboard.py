@@ -41,6 +41,23 @@ class TensorBoardRun:
             scalars = [{"tag": name, "simple_value": float(value)} for name, value in values.items()]
             self._write(_record(step=step, summary={"value": scalars}))
 
+    def log_text(self, step: int, name: str, text: str) -> None:
+        """Record a text of a step. TensorBoard's page of texts shows it as it is, and not as Markdown."""
+        if self._file is not None:
+            from tensorboard.plugins.text.metadata import create_summary_metadata
+
+            shown = "".join(f"    {line}\n" for line in text.splitlines())  # a block of code in Markdown
+            value = {
+                "tag": name,
+                "metadata": create_summary_metadata(display_name=name, description=""),
+                "tensor": {
+                    "dtype": "DT_STRING",
+                    "string_val": [shown.encode(errors="backslashreplace")],  # a text may hold lone surrogates
+                    "tensor_shape": {"dim": [{"size": 1}]},
+                },
+            }
+            self._write(_record(step=step, summary={"value": [value]}))
+
     def rewind(self, step: int) -> None:
         """Continue from an earlier step."""
         self._write(_record(step=step + 1, session_log={"status": "START"}))

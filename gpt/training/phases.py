@@ -137,8 +137,7 @@ class Reports:
             texts = sampler.write(self.engine, step=step)
         if self.metrics is not None:
             self.metrics.append("samples.jsonl", sample_records(step=step, prompts=sampler.prompts, texts=texts))
-            for prompt, text in zip(sampler.prompts, texts, strict=True):
-                self.metrics.sample(step, prompt, text)
+            self.metrics.samples(step, sampler.prompts, texts)
 
     def run_few_shot_probe(self, probe: FewShotProbe) -> None:
         """Put few-shot questions to the model, on all ranks, and have the main rank store the scores."""

@@ -40,7 +40,7 @@ with MetricsWriter(MetricsConfig(wandb="disabled"), Path(sys.argv[1]), **argumen
     writer.log(step, {"validation/web/loss": 5.5, "validation/web/accuracy": 0.25, "validation/books/loss": 6.5})
     writer.log(step, {"few_shot/sums/0": 0.25})
     text = "\\ta \\x1b[2J\\x1b]0;title\\x07time " + "there was " * 8 + "a king."
-    writer.sample(step, "Once upon\\n", f"Once upon\\n{text}")
+    writer.samples(step, ["Once upon\\n"], [f"Once upon\\n{text}"])
 """
 POLICY_RUN = """
 import sys

@@ -34,6 +34,18 @@ def test_its_reader_finds_every_value(tmp_path: Path) -> None:
     assert recorded(tmp_path, "validation/web/loss")[0] == (1, 0.5)
 
 
+def test_its_reader_finds_the_sampled_texts(tmp_path: Path) -> None:
+    with MetricsWriter(CONFIG, tmp_path, run_config={}, resume_step=None, interactive=False) as writer:
+        for step in (1, 2):
+            writer.samples(step, ["One", "A"], [f"One # {step}\ntwo", "A lone \ud800"])
+    reader = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    reader.Reload()
+    assert reader.PluginTagToContent("text").keys() == {"sample/1", "sample/2"}
+    found = [(event.step, event.tensor_proto.string_val[0]) for event in reader.Tensors("sample/1")]
+    assert found == [(1, b"    One # 1\n    two\n"), (2, b"    One # 2\n    two\n")]
+    assert reader.Tensors("sample/2")[0].tensor_proto.string_val[0] == b"    A lone \\ud800\n"
+
+
 def test_steps_that_are_taken_again_count_once(tmp_path: Path) -> None:
     write(tmp_path, range(1, 8))
     write(tmp_path, range(5, 7), resume_step=4)

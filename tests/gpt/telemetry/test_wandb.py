@@ -36,6 +36,14 @@ with MetricsWriter(MetricsConfig(wandb="offline"), Path(sys.argv[1]), run_config
     raise ValueError("a secret")
 """
 
+SAMPLES = """
+import sys
+from pathlib import Path
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
+with MetricsWriter(MetricsConfig(wandb="offline"), Path(sys.argv[1]), run_config={}, resume_step=None) as writer:
+    writer.samples(7, ["One", "A"], ["One two", "A boat"])
+"""
+
 # The client must not find an API key of the person who runs the tests, nor write outside of the test's folder.
 NO_ACCOUNT = {"WANDB_API_KEY": "", "NETRC": "/nonexistent", "WANDB_BASE_URL": "http://127.0.0.1:9"}
 
@@ -108,6 +116,18 @@ def test_an_offline_run_has_every_row_resumes_under_its_id_and_can_be_synced(tmp
         "wandb",
         ID_FILE,
     ]
+
+
+def test_sampled_texts_become_one_table(tmp_path: Path, python: Any) -> None:
+    python(SAMPLES, tmp_path / "run", environment=isolated(tmp_path))
+    (file,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+    (row,) = history(file)
+    assert (row["step"], row["samples._type"], row["samples.nrows"]) == (7, "table-file", 2)
+    (rows,) = (tmp_path / "run").glob("wandb/offline-run-*/files/media/table/*.json")
+    assert json.loads(rows.read_text()) == {
+        "columns": ["prompt", "text"],
+        "data": [["One", "One two"], ["A", "A boat"]],
+    }
 
 
 def test_online_without_an_account_does_not_prompt_and_records_offline(tmp_path: Path, on_terminal: Any) -> None:

@@ -3,6 +3,7 @@
 The policy that maximises E[r] - beta * KL(pi || pi_ref) is pi_ref * exp(r / beta) / Z (arXiv 1909.08593, section 2).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -70,7 +71,7 @@ class Recorded:
 
     def message(self, text: str) -> None: ...
 
-    def sample(self, step: int, prompt: str, text: str) -> None: ...
+    def samples(self, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None: ...
 
     def event(self, kind: Any, *, step: int, text: str, **fields: Any) -> None:
         self.events.append(text)
