@@ -201,6 +201,10 @@ def _import_client(folder: Path) -> Any:
 
     The import makes temporary folders, which would stay in the system's folder if this process is killed. They
     are made in a temporary folder of ours in `folder`, which the next start of the run removes.
+
+    For that second, other threads make their temporary files there too, which is harmless: it stays until the process
+    ends. wandb has no setting for these folders, which two of its modules make as they are loaded. The variable TMPDIR
+    would also reach child processes, and has no effect once anything has asked for a temporary file.
     """
     if "wandb" not in sys.modules:
         before = tempfile.tempdir
