@@ -175,7 +175,11 @@ class Engine(Protocol):
         ...
 
     def forward_backward(self, batch: Batch) -> None:
-        """Add the gradients of a batch, in micro-batches, to those since the last step. Does not synchronise."""
+        """Add the gradients of a batch, in micro-batches, to those since the last step. Does not synchronise.
+
+        After an exception the engine cannot be used further: gradients of earlier micro-batches may remain, and peers
+        may wait in a collective. Build another engine and load a checkpoint, as a restart does.
+        """
         ...
 
     def optimizer_step(
