@@ -3,6 +3,7 @@
 from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.screen import counted
 from launch.config.run_config import RunConfig
+from parallel.engines.capabilities import unused_settings
 
 PADDED_ROWS = 128  # vocabularies are often rounded up to a multiple of this for speed
 EARLY = 0.8  # GPT-3's decay ends at 0.87 of its tokens
@@ -31,4 +32,5 @@ def recipe_warnings(config: RunConfig, *, tokenizer_vocab_size: int) -> list[tup
             f"out schedule.warmup_tokens and schedule.warmup_steps, or use less, such as "
             f"schedule.warmup_steps = {steps(total) // 100}"
         )
+    found += unused_settings(config.parallel)
     return [("warning", line) for line in found]

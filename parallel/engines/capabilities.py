@@ -59,6 +59,7 @@ class EngineCapabilities:
     rules: tuple[EngineRule, ...] = ()
     shares_mesh: bool = False  # several engines on one mesh are proven, as PPO needs
     relations: str | None = None  # "module:function" that gets the recipe's sections and refuses what no rule can name
+    unused: str | None = None  # "module:function" that gets [parallel] and returns a line for each key without effect
 
     @property
     def versions(self) -> str:
@@ -133,6 +134,7 @@ MEGATRON = EngineCapabilities(
         EngineRule("adapter.kind", (None,), "Megatron's fused layers have no adapters"),
     ),
     relations="parallel.megatron.limits:check_relations",
+    unused="parallel.megatron.limits:unused_settings",
 )
 ALL = (NATIVE, DEEPSPEED, MEGATRON)
 
@@ -171,6 +173,12 @@ def check_engine_device(parallel: ParallelConfig, device_type: str) -> None:
             f'parallel.engine = "{parallel.engine}" with device "{device_type}" is invalid: it runs on '
             f'{" and ".join(devices)} only. Use parallel.engine = "native"'
         )
+
+
+def unused_settings(parallel: ParallelConfig) -> list[str]:
+    """A line for each setting that has no effect with this engine on this machine, for the start of a run."""
+    unused = capabilities_of(parallel.engine).unused
+    return [] if unused is None else list(resolve_name(unused)(parallel))
 
 
 def check_installed(engine: str) -> None:

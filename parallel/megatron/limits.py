@@ -1,8 +1,9 @@
-"""Refuse combinations of settings that Megatron-core cannot run as the native engine does.
+"""Refuse combinations of settings that Megatron-core cannot run as the native engine does, and name unused ones.
 
 parallel/engines/capabilities.py has the rules for single keys.
 """
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -27,6 +28,22 @@ def check_relations(recipe: Mapping[str, Any]) -> None:
             _check_shares(model, parallel)
         if isinstance(optimizer, OptimizerConfig):
             _check_groups(model, optimizer)
+
+
+def unused_settings(parallel: ParallelConfig) -> list[str]:
+    """A line for each setting that Megatron-core cannot follow with the packages of this machine."""
+    if parallel.tensor == 1 or not parallel.sequence_parallel or has_transformer_engine():
+        return []
+    return [
+        "parallel.sequence_parallel = true has no effect: Megatron-core shares the sequence among tensor ranks only "
+        "with NVIDIA's Transformer Engine, which is not installed, so each of them keeps whole activations between "
+        "matrices. Install transformer-engine, or set parallel.sequence_parallel = false"
+    ]
+
+
+def has_transformer_engine() -> bool:
+    """Return whether NVIDIA's Transformer Engine is installed. Its layers run on CUDA only."""
+    return importlib.util.find_spec("transformer_engine") is not None
 
 
 def _check_corpora(data: DataConfig) -> None:

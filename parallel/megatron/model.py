@@ -3,7 +3,6 @@
 Megatron-core is deprecating GPTModel in favour of HybridModel. Everything that names GPTModel is in `_gpt_model`.
 """
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
@@ -19,6 +18,7 @@ from gpt.model.config import ModelConfig
 from parallel.engines.settings import EngineSettings
 from parallel.layout.layout import Layout
 from parallel.layout.mesh import Mesh
+from parallel.megatron.limits import has_transformer_engine
 
 
 def build_chunks(settings: EngineSettings, mesh: Mesh) -> tuple[list[nn.Module], Any]:
@@ -86,11 +86,6 @@ def _recomputation(kind: str) -> dict[str, Any]:
     if kind == "full":
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return {"recompute_granularity": "selective"} if kind == "selective" else {}
-
-
-def has_transformer_engine() -> bool:
-    """Return whether NVIDIA's Transformer Engine is installed. Its layers run on CUDA only."""
-    return importlib.util.find_spec("transformer_engine") is not None
 
 
 def pipeline_layout(layout: Layout) -> list[list[str]]:

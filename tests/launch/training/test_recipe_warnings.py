@@ -6,6 +6,7 @@ import pytest
 
 from launch.config.run_config import read_run_config
 from launch.training.recipe_warnings import recipe_warnings
+from parallel.megatron.limits import has_transformer_engine
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,17 @@ def test_a_doubtful_setting_is_named_with_a_better_value(overrides, tokenizer, w
     assert kind == "warning"
     assert words in line
     assert re.search("Use |use less|Leave out", line)
+
+
+def test_a_setting_that_the_engine_cannot_follow_here_is_named():
+    if has_transformer_engine():
+        pytest.skip("Megatron-core shares sequences here")
+    overrides = ["--parallel.engine", "megatron", "--parallel.tensor", "2", "--parallel.compile", "false"]
+    ((kind, line),) = recipe_warnings(read_run_config("gpt3_125m", overrides), tokenizer_vocab_size=50257)
+    assert kind == "warning"
+    assert "parallel.sequence_parallel = true has no effect" in line
+    whole = read_run_config("gpt3_125m", [*overrides, "--parallel.sequence_parallel", "false"])
+    assert recipe_warnings(whole, tokenizer_vocab_size=50257) == []
 
 
 @pytest.mark.parametrize("name", ["gpt3_125m", "gpt3_175b"])
