@@ -1,9 +1,13 @@
-"""The pages of docs/ and every README: links lead somewhere, and files that they name exist."""
+"""The pages of docs/ and every README: links lead somewhere; files and options that they name exist."""
 
+import argparse
+import importlib
 import re
 from pathlib import Path
 
 import pytest
+
+from launch.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "runs", "data"} & set(path.relative_to(ROOT).parts))
@@ -11,6 +15,9 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 SOURCE = re.compile(
     r"(?<![\w./-])((?:gpt|parallel|data_prep|launch|tests|benchmarks|slurm|docs)/[\w/.-]+\.(?:py|md|toml|sbatch|svg))"
 )
+
+USE = re.compile(r"(?<![\w/.-])triaxial ([a-z](?:(?! #| {2}|[`;|)\n]|&&).)*)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*(?![\w.-])")  # and not --section.key
 
 WRITTEN = re.compile(r"(?<=touch )[\w./-]+|(?<=`)[\w./-]+(?=`:\s*```(?!diff|console))")  # by a tutorial's reader
 
@@ -41,6 +48,35 @@ def test_files_that_a_page_names_exist(page):
     text = page.read_text()
     missing = {name for name in SOURCE.findall(text) if not (ROOT / name).exists()}
     assert missing - set(WRITTEN.findall(text)) == set()
+
+
+def test_options_that_a_page_gives_to_a_command_exist():
+    """A line `triaxial COMMAND ...` of a page, with those that it continues on."""
+    known = {name: options_of(name) for name in COMMANDS}
+    by_length = sorted(COMMANDS, key=len, reverse=True)
+    wrong, n_seen = [], 0
+    for page in PAGES:
+        for words in USE.findall(page.read_text().replace("\\\n", " ")):
+            name = next((one for one in by_length if f"{words} ".startswith(f"{one} ")), None)
+            if name is None or name == "recipe from-megatron":  # which takes Megatron's own flags
+                continue
+            for option in OPTION.findall(words):
+                n_seen += 1
+                if option not in known[name]:
+                    wrong.append(f"{page.relative_to(ROOT)}: triaxial {name} {option}")
+    assert wrong == []
+    assert n_seen > 200
+
+
+def options_of(command):
+    """All options of a command, those of its actions included."""
+    parser = argparse.ArgumentParser()
+    importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
+    actions = list(parser._actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            actions += [inner for one in action.choices.values() for inner in one._actions]
+    return {option for action in actions for option in action.option_strings}
 
 
 def test_every_promise_of_the_threat_model_names_tests_that_exist():
