@@ -43,6 +43,7 @@ from launch.planning.plan_request import (
     plan_request,
 )
 from launch.planning.policy_plan import policy_json, policy_lines, policy_plan
+from launch.processes.error_reports import report_mistake
 from launch.processes.terminal import work_progress
 from launch.reports.written import Emit, check_destination, write_page
 from launch.training.build import build_objective
@@ -61,6 +62,10 @@ from parallel.planner.choice.ranking import (
 from parallel.planner.hardware.tables import Hardware, find_gpu, taken_as
 
 Planned = list[tuple[Ranking, list[PlannedLayout]]]
+
+
+class DeadlineMissed(ConfigError):
+    """No plan ends before --deadline. The figures of all plans are still emitted."""
 
 
 def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: Emit) -> int:
@@ -93,10 +98,19 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
         for count in wanted.counts
     ]
     _show(args, found, request)
-    best = chosen(found, deadline_s, text=args.deadline, fitting_near=partial(numbers_that_fit, request))
+    figures_json = {
+        **as_json(found, request),
+        "calibration": None if calibration is None else dataclasses.asdict(calibration),
+    }
+    try:
+        best = chosen(found, deadline_s, text=args.deadline, fitting_near=partial(numbers_that_fit, request))
+    except DeadlineMissed as error:
+        emit({**figures_json, "missed": str(error)})
+        report_mistake(str(error), exit_status=error.exit_status)
+        return error.exit_status
     knee = knee_of([layouts[0] for _, layouts in found if layouts])
     _write(args, found, request, best, knee if len(found) > 1 else None)
-    emit({**as_json(found, request), "calibration": None if calibration is None else dataclasses.asdict(calibration)})
+    emit(figures_json)
     return 0
 
 
@@ -138,7 +152,7 @@ def chosen(
 ) -> PlannedLayout:
     """The cheapest run within the deadline, in GPU-hours; without a deadline the fastest of the largest cluster.
 
-    ConfigError: nothing fits, or the deadline is too early. It names the closest plan and what stops it.
+    ConfigError: nothing fits. DeadlineMissed: the deadline is too early; it names the closest plan.
     `fitting_near`: numbers of GPUs near one that have a layout.
     """
     every = [each for _, layouts in found for each in layouts]
@@ -156,7 +170,7 @@ def chosen(
     if not in_time:
         closest = min(every, key=lambda each: each.run.seconds)
         more = math.ceil(closest.gpus * closest.run.seconds / deadline_s)
-        raise ConfigError(
+        raise DeadlineMissed(
             f"--deadline {text} is invalid: the fastest plan, {closest.ranked.words} on {closest.gpus:,} GPUs, takes "
             f"{closest.run.days:,.1f} days. Use at least {more:,} GPUs, if the speed grows with them, or a later "
             f"deadline"
@@ -268,7 +282,7 @@ def _write_files(args: argparse.Namespace, best: Candidate, request: PlanRequest
     if args.write_sbatch is not None:
         node = min(request.cluster.node, gpus)
         recipe = args.write_recipe or find_recipe(args.recipe)
-        text = sbatch_text(recipe, nodes=-(-gpus // node), gpus_per_node=node)
+        text = sbatch_text(recipe, script=args.write_sbatch, nodes=-(-gpus // node), gpus_per_node=node)
         write_page("--write-sbatch", args.write_sbatch, text)
         print(f"wrote {args.write_sbatch}")
 

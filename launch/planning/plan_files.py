@@ -45,13 +45,18 @@ def recipe_text(table: dict[str, Any], chosen: Candidate, *, note: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sbatch_text(recipe: Path, *, nodes: int, gpus_per_node: int) -> str:
-    """The project's Slurm script for this many nodes, with a recipe instead of an argument."""
+def sbatch_text(recipe: Path, *, script: Path, nodes: int, gpus_per_node: int) -> str:
+    """The project's Slurm script for this many nodes, with a recipe instead of an argument.
+
+    `script`: the file that it is written to, which the comments name.
+    """
     template = shipped_folder("slurm") / "train.sbatch"
     text = template.read_text(encoding="utf-8")
     for option, value in (("nodes", nodes), ("gpus-per-node", gpus_per_node), ("time", f"{HOURS}:00:00")):
         text, count = re.subn(rf"(?m)^#SBATCH --{option}=.*$", f"#SBATCH --{option}={value}", text)
         if count != 1:
             raise ConfigError(f"{template} is invalid: it needs one line #SBATCH --{option}. Install Triaxial again")
+    name = shlex.quote(str(script))
+    text = text.replace("slurm/train.sbatch gpt3_1.3b", name).replace("slurm/train.sbatch", name)
     given = f'set -- {shlex.quote(str(recipe.absolute()))} "$@" {SCRIPT_MARK}\n'
     return text.replace("set -u\n", f"set -u\n{given}", 1)

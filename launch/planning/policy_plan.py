@@ -14,7 +14,7 @@ from launch.config.recipe import find_recipe, read_toml
 from launch.config.run_config import RunConfig, from_dict, with_defaults
 from launch.planning.plan_report import aligned, seconds_text
 from launch.post_training.checks import loop_settings, value_source
-from launch.post_training.price import rollout_bytes, weights_bytes
+from launch.post_training.price import packed_bytes, rollout_bytes, weights_bytes
 from parallel.layout.split import balanced_split
 from parallel.planner.choice.candidates import Candidate, PlanRequest, candidates
 from parallel.planner.choice.footprint import footprint
@@ -102,7 +102,7 @@ def iteration(
         if other.trains:
             update = replace(own, micro_batches=batches)
             training += updates * step_time(update, cluster, stack, simulate=simulate).seconds
-    return PolicyTime(each, sampling, scoring, training, _peak(config, each, others))
+    return PolicyTime(each, sampling, scoring, training, _peak(config, request, each, others))
 
 
 def policy_lines(found: Sequence[PolicyTime], config: RunConfig, price: float | None) -> list[str]:
@@ -170,10 +170,10 @@ def _fits(config: RunConfig, request: PlanRequest, each: Candidate, others: Sequ
             return False
         if len(job.split) > other.model.n_layers:
             return False
-    return _peak(config, each, others) <= USABLE * request.cluster.gpu.memory_bytes
+    return _peak(config, request, each, others) <= USABLE * request.cluster.gpu.memory_bytes
 
 
-def _peak(config: RunConfig, each: Candidate, others: Sequence[OtherModel]) -> float:
+def _peak(config: RunConfig, request: PlanRequest, each: Candidate, others: Sequence[OtherModel]) -> float:
     """Bytes of the fullest rank: the policy's update or its rollouts, with all other models."""
     job = replace(each.job, micro_batches=max(1, each.job.micro_batches))
     own = replace(config, parallel=each.parallel)
@@ -184,7 +184,9 @@ def _peak(config: RunConfig, each: Candidate, others: Sequence[OtherModel]) -> f
         split = _split_of(other.model, len(job.split))
         size = weights_bytes(other.model, replace(each.layout, split=split), own)
         kept += size * 4 if other.trains else size
-    return kept + max(parts.peak, static + rollout_bytes(own, each.layout))
+    machine = request.cluster.machine
+    packed = packed_bytes(own, each.layout) if machine is not None and machine.on_cpu else 0
+    return kept + max(parts.peak, static + packed + rollout_bytes(own, each.layout))
 
 
 def _job_of(model: ModelConfig, job: Job) -> Job:

@@ -71,6 +71,18 @@ def weights_bytes(model: ModelConfig, layout: Layout, config: RunConfig) -> int:
     return int(whole * FP32 / layout.tensor / shards)
 
 
+def packed_bytes(config: RunConfig, layout: Layout) -> int:
+    """The packed copy of a stage's blocks and of the head, which rollouts on a CPU read; see packed_stage.py.
+
+    An upper bound: the head is on the last stage alone.
+    """
+    if layout.tensor > 1:
+        return 0
+    model, element = config.model, FP32 if config.parallel.precision == "fp32" else 2
+    blocks = max(layout.split) * (layout.stages // layout.pipeline)
+    return element * (blocks * model.block_parameters + model.padded_vocab_size * model.d_model)
+
+
 def rollout_bytes(config: RunConfig, layout: Layout) -> int:
     """Keys and values of the sequences that a rank writes at the same time, with the room of gpt's rollouts."""
     loop, model = loop_settings(config), config.model

@@ -43,6 +43,7 @@ class MeasuredMachine:
     ranks: tuple[int, ...]
     precisions: tuple[str, ...]
     fit: Callable[[int, str], RanksCosts]
+    on_cpu: bool = False
 
     def of(self, job: Job) -> RanksCosts:
         """The costs for a job. ConfigError: its precision or its number of ranks was not measured."""
@@ -75,7 +76,7 @@ def measured_machine(profile: MachineProfile) -> MeasuredMachine:
     """The machine of a profile. Costs are fitted when a job first needs them, and kept."""
     by_ranks = {tables.ranks: tables for tables in profile.by_ranks}
     fit = cache(lambda ranks, precision: _ranks_costs(by_ranks[ranks], precision))
-    return MeasuredMachine(tuple(sorted(by_ranks)), profile.precisions, fit)
+    return MeasuredMachine(tuple(sorted(by_ranks)), profile.precisions, fit, on_cpu=profile.machine.gpus == 0)
 
 
 def _ranks_costs(tables: RanksTables, precision: str) -> RanksCosts:

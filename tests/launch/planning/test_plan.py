@@ -64,7 +64,11 @@ def test_tables_and_page(found, tmp_path):
     assert "&lt;plan&gt;" in page
     assert page.count("<svg") == 3
     assert scatter([PlanPoint(1, 1, "a"), PlanPoint(2, 2, "b", best=True)], label="x").count("<circle") == 2
-    assert "--nodes=16" in sbatch_text(tmp_path / "r.toml", nodes=16, gpus_per_node=8)
+    script = sbatch_text(tmp_path / "r.toml", script=tmp_path / "planned.sbatch", nodes=16, gpus_per_node=8)
+    assert "--nodes=16" in script
+    assert f"#     sbatch {tmp_path}/planned.sbatch [--section.key VALUE ...]\n" in script
+    assert "gpt3_1.3b" not in script
+    assert "train.sbatch" not in script
 
 
 def test_faults():

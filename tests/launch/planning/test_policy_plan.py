@@ -1,15 +1,16 @@
 """The plan of PPO and GRPO: parts of an iteration, other models, options, faults."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from launch.config.run_config import as_dict, layout_of, read_run_config
 from launch.main import main
-from launch.planning.policy_plan import iteration, other_models, policy_plan
+from launch.planning.policy_plan import _peak, iteration, other_models, policy_plan
 from parallel.planner.choice.candidates import PlanRequest
 from parallel.planner.hardware.tables import Cluster, read_hardware
+from parallel.planner.machine.measured_step import MeasuredMachine
 
 HARDWARE = read_hardware()
 
@@ -37,6 +38,22 @@ def test_an_iteration_has_rollouts_scores_and_updates():
     assert iteration(shorter, request, best.layout, others).sampling < 0.5 * best.sampling
     rows = best.layout.job.data * best.layout.micro_batch_size
     assert config.objective.minibatch_episodes % rows == 0
+
+
+def test_rollouts_on_a_cpu_hold_a_packed_copy_of_the_weights():
+    config = read_run_config("ppo_1.3b", ["--objective.rollout_rows", "4096"])  # rollouts take more than updates
+    on_gpus = request_of(config)
+    on_cpus = replace(on_gpus, cluster=replace(on_gpus.cluster, machine=MeasuredMachine((), (), None, on_cpu=True)))
+    layout = policy_plan(read_run_config("ppo_1.3b", []), on_gpus, 16, keep=1)[0][0].layout
+    model = config.model
+    for tensor, copied in (
+        (1, model.n_layers * model.block_parameters + model.padded_vocab_size * model.d_model),
+        (2, 0),
+    ):
+        split = replace(layout.layout, tensor=tensor, pipeline=1, split=(model.n_layers,))
+        each = replace(layout, layout=split, parallel=replace(layout.parallel, tensor=tensor, precision="bf16"))
+        more = _peak(config, on_cpus, each, ()) - _peak(config, on_gpus, each, ())
+        assert more == 2 * copied
 
 
 def test_the_size_of_a_run_that_is_there(tmp_path):

@@ -132,6 +132,17 @@ def test_faults_take_one_line(words, message, capsys):
     assert len(printed) == 1
 
 
+@pytest.mark.parametrize("to_file", [False, True])
+def test_an_unmet_deadline_still_gives_the_figures(to_file, tmp_path, capsys):
+    file = tmp_path / "plan.json"
+    assert main([*SMALL, "--keep", "1", "--deadline", "1h", "--json", str(file) if to_file else "-"]) == 2
+    printed = capsys.readouterr()
+    found = json.loads(file.read_text() if to_file else printed.out)
+    assert found["missed"].startswith("--deadline 1h is invalid: the fastest plan")
+    assert found["missed"] in printed.err
+    assert found["plans"][0]["layouts"][0]["run"]["days"] > 1 / 24
+
+
 def test_forms_of_numbers():
     assert parse_gpus("64..300xH100").counts == (64, 128, 256)
     assert parse_deadline("2w") == 14 * 86_400
