@@ -1,11 +1,11 @@
 """Predict the step of 12 layouts from this machine's profile, then train each of them, and compare.
 
-    python benchmarks/planner_here.py [--profile FILE] [--output FILE.md] [--json FILE] [--rounds 2] [--minutes 12]
+    python benchmarks/planner_here.py [--profile FILE] [--output FILE.md] [--json FILE] [--rounds 2] [--minutes 8]
 
 Without --profile it measures one first, and keeps it as `triaxial doctor --measure` does. Each layout is a real
 `triaxial train` of random tokens in a fresh process, once in each round; its step time is the median of all rounds
-without the first steps of each run. Nothing is fitted to these runs. Use an idle machine: 12 layouts take about 8
-minutes on two cores.
+without the first steps of each run. Nothing is fitted to these runs. Use an idle machine: the profile takes about 2
+minutes on two cores, each round of 12 layouts about 5. A second table shows the predicted parts of each layout's step.
 """
 
 import argparse
@@ -112,8 +112,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each layout")
-    parser.add_argument("--minutes", type=float, default=12.0, help="start no round that would end later")
-    parser.add_argument("--steps", type=int, default=12, help="steps of a run, the first 4 not counted")
+    parser.add_argument("--minutes", type=float, default=8.0, help="start no round that would end later")
+    parser.add_argument("--steps", type=int, default=16, help="steps of a run, the first 4 not counted")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--heads", type=int, default=6)
@@ -182,9 +182,10 @@ def read_or_measure(args: argparse.Namespace) -> MachineProfile:
 
 
 def write_recipe(args: argparse.Namespace, folder: Path) -> Path:
-    for split in ("train", "validation"):
+    sequences = {"train": args.steps * args.sequences, "validation": 2 * args.sequences}  # few: each run evaluates once
+    for split, count in sequences.items():
         with TokenFileWriter(folder / split, vocab_size=args.vocab) as writer:
-            writer.add_document(np.random.default_rng(0).integers(2, args.vocab, 256 * args.context))
+            writer.add_document(np.random.default_rng(0).integers(2, args.vocab, (count + 1) * args.context))
     write_tokenizer(folder, args.vocab)
     batch = args.sequences * args.context
     facts = {key: getattr(args, key) for key in ("vocab", "context", "layers", "width", "heads", "precision")}
@@ -291,7 +292,21 @@ def report(
         f"{pairs} pairs, {clear:.2f} over the {clear_pairs} that differ by at least 3%. A spread of "
         f"{covering_spread([each.error for each in outcomes]):.3f} covers 90% of the layouts.",
     ]
-    lines += ["", *summary(profile)]
+    lines += ["", *parts_table(outcomes), "", *summary(profile)]
+    return lines
+
+
+def parts_table(outcomes: Sequence[Outcome]) -> list[str]:
+    """Predicted milliseconds of each part, and what measurement adds to or takes from their sum."""
+    names = [name for name in outcomes[0].predicted.parts if any(each.predicted.parts[name] for each in outcomes)]
+    lines = [
+        f"| predicted ms | {' | '.join(names)} | sum | measured - sum |",
+        f"|---|{'---|' * (len(names) + 2)}",
+    ]
+    for each in outcomes:
+        parts = " | ".join(f"{1e3 * each.predicted.parts[name]:.0f}" for name in names)
+        rest = each.measured - each.predicted.seconds
+        lines.append(f"| {each.name} | {parts} | {1e3 * each.predicted.seconds:.0f} | {1e3 * rest:+.0f} |")
     return lines
 
 

@@ -17,16 +17,20 @@ from parallel.planner.machine.profile import (
 
 SPEED, SCORE_S, ELEMENT_S = 1e11, 2e-11, 1e-9  # FLOP/s; seconds of a score and channel, of an element
 KERNEL_S, PASS_S, LOGIT_S, WEIGHT_S, TABLE_S = 2e-5, 1e-3, 3e-9, 4e-10, 5e-10
+ADD_UP_S = 3e-10  # of an element whose gradient is added to an earlier one
+READ_S, WAKE_S, GRAIN = 2e-10, 1e-5, 2**15  # of a weight in forward; of a kernel whose work threads share
 GROUP_S, GATHERED_S, TENSOR_S, UPDATED_S, UPDATE_S = 1e-4, 1e-9, 1e-5, 2e-9, 5e-4
-KERNELS, SIDES = 14, ("forward", "input", "weight")  # of a block in forward
+KERNELS, SIDES = 13, ("forward", "input", "weight")  # of a block in forward
 LATENCY_S, BYTE_S = 1e-4, 1e-9  # of every message
-BLOCK_S, ACTION_S, SLOWDOWN = 3e-4, 2e-4, 1.1  # of tensor ranks; of pipeline schedules
+WAIT_S, ACTION_S, SLOWDOWN = 3e-5, 2e-4, 1.1  # of tensor ranks; of pipeline schedules
 SIZES = (
     (64, 2, 512, 32, 1),
     (64, 6, 512, 32, 1),
     (128, 4, 4096, 256, 2),
     (256, 4, 2048, 128, 2),
     (512, 2, 8192, 256, 1),
+    (256, 2, 2048, 128, 8),
+    (512, 1, 2048, 256, 4),
 )
 
 
@@ -34,11 +38,19 @@ def passes(d: int, layers: int, vocab: int, length: int, size: int) -> tuple[flo
     """Seconds of forward and backward of a micro-batch of GPT-3's decoder."""
     rows, block = length * size, 12 * d * d + 13 * d
     scores = size * length * length * d * SCORE_S
-    elements = 10 * rows * d  # two norms, two residual sums, the activation's 4 d, two more sums
+    elements = 9 * rows * d  # two norms, two residual sums, the activation's 4 d, a copy
+    gradients = elements - 3 * rows * d + (4 + 4 + 9) * rows * d  # four sums, four copies, the biases' 9 d
     forward = layers * (24 * rows * d * d / SPEED + scores + elements * ELEMENT_S + KERNELS * KERNEL_S)
     forward += 6 * rows * vocab * d / SPEED + PASS_S + LOGIT_S * rows * vocab
-    backward = layers * (48 * rows * d * d / SPEED + 2 * scores + elements * ELEMENT_S + KERNELS * KERNEL_S)
-    return forward, backward + layers * block * WEIGHT_S + PASS_S + TABLE_S * vocab * d
+    backward = layers * (48 * rows * d * d / SPEED + 2 * scores + gradients * ELEMENT_S + KERNELS * KERNEL_S)
+    backward += layers * 12 * d * d * ADD_UP_S
+    forward += (layers * block + vocab * d) * READ_S + layers * waking(d, rows)
+    return forward, backward + layers * waking(d, rows) + layers * block * WEIGHT_S + PASS_S + TABLE_S * vocab * d
+
+
+def waking(d: int, rows: int) -> float:
+    """Seconds of a block's kernels in one direction to wake other threads."""
+    return KERNELS * WAKE_S if rows * d >= GRAIN else 0.0
 
 
 def weights(d: int, layers: int, vocab: int) -> int:
@@ -86,12 +98,11 @@ def group_samples() -> list[EngineSample]:
         d, layers, vocab, length, rows = size
         alone, tokens = alone_sample(*size), length * rows
         half = replace(alone, tensor=2, forward=0.0, backward=0.0)
-        sharded = sum(passes(*size)) / 2 + KERNELS * layers * KERNEL_S + PASS_S  # kernels and ends are not halved
+        sharded = sum(passes(*size)) / 2 + PASS_S + layers * (KERNELS * KERNEL_S + waking(d, tokens))  # not halved
         messages = 8 * (layers + 0.5) * message(4 * tokens * d) + 2 * message(8 * tokens)
         once = GROUP_S * (layers + 1) + GATHERED_S * weights(d, layers, vocab) / 2
-        found.append(
-            replace(half, step=2 * (sharded + messages + layers * BLOCK_S) + once, update=update(*size[:3], 2))
-        )
+        waits = (8 * layers + 6) * WAIT_S
+        found.append(replace(half, step=2 * (sharded + messages + waits) + once, update=update(*size[:3], 2)))
         found += [data_sample(alone, zero) for zero in (0, 1, 2, 3)]
     return [*found, *pipeline_samples()]
 
@@ -139,7 +150,7 @@ def made_profile(machine: MachineIdentity, threads: tuple[int, int] = (2, 1)) ->
     )
     kinds = ("layernorm", "rmsnorm", "gelu", "swiglu", "rope", "copy", "add")
     elementwise = tuple(
-        ElementwiseTime("fp32", kind, count, count * ELEMENT_S, count * ELEMENT_S)
+        ElementwiseTime("fp32", kind, count, count * ELEMENT_S, count * (ADD_UP_S if kind == "copy" else ELEMENT_S))
         for kind, count in itertools.product(kinds, (2**4, 2**24))
     )
     sizes = [2**i for i in range(4, 29)]

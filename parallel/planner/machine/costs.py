@@ -1,7 +1,8 @@
 """The costs of one process's training step that no kernel table has, fitted to the profile's small steps.
 
-Forward and backward of a micro-batch are kernels times a factor near 1 (tables are measured with warm caches), a time
-for each kernel that is started, and the ends of the model. A step adds FSDP's gathers and reductions and the optimizer.
+Forward and backward of a micro-batch are kernels times a factor near 1, a time for each weight (the tables are measured
+with warm caches, but a micro-batch reads all weights), a time for each block and each kernel that is started, and the
+ends of the model. A step adds FSDP's gathers and reductions and the optimizer.
 """
 
 from collections.abc import Sequence
@@ -17,14 +18,19 @@ from parallel.planner.step_time.kernels import Seconds
 
 @dataclass(frozen=True)
 class PassCosts:
-    """Of forward or backward: factors of kernels, seconds for each kernel started, each pass, logit and weight."""
+    """Of forward or backward: a factor of kernels, seconds for each weight, block, kernel started, pass and logit.
 
-    products: float
-    elementwise: float
+    `threaded`: seconds for each kernel that wakes other threads. The tables do not have it: there, threads still wait
+    for the next call when it comes.
+    """
+
+    kernels: float
+    weight: float
+    block: float
     kernel: float
+    threaded: float
     ends: float
     per_size: float  # for each logit in forward, each element of the embedding in backward
-    weight: float = 0.0  # for each weight whose gradient is added up
 
 
 @dataclass(frozen=True)
@@ -67,42 +73,17 @@ def fit_alone(samples: Sequence[EngineSample], tables: KernelTables) -> AloneCos
 def _fit_passes(plain: Sequence[EngineSample], tables: KernelTables) -> tuple[PassCosts, PassCosts]:
     """The costs of forward and backward, from samples without recomputation."""
     work = [(block_work(each.job, tables), end_work(each.job, tables)) for each in plain]
-    forward = PassCosts(
-        *nonnegative_fit(
-            [
-                (
-                    each.n_layers * (up.products + up.attention) + ends.products,
-                    each.n_layers * up.elementwise,
-                    each.n_layers * up.kernels,
-                    1.0,
-                    ends.scores,
-                )
-                for each, ((up, _), ends) in zip(plain, work, strict=True)
-            ],
-            [each.forward for each in plain],
-            scales=[each.forward + each.backward for each in plain],
-            expected=(1.0, 1.0, None, None, None),
-        )
-    )
-    backward = PassCosts(
-        *nonnegative_fit(
-            [
-                (
-                    each.n_layers * (down.products + down.attention),
-                    each.n_layers * down.elementwise,
-                    each.n_layers * down.kernels,
-                    1.0,
-                    ends.table,
-                    each.n_layers * down.weights,
-                )
-                for each, ((_, down), ends) in zip(plain, work, strict=True)
-            ],
-            [each.backward for each in plain],
-            scales=[each.forward + each.backward for each in plain],
-            expected=(1.0, 1.0, None, None, None, None),
-        )
-    )
-    return forward, backward
+    scales = [each.forward + each.backward for each in plain]
+    rows_up, rows_down = [], []
+    for each, ((up, down), ends) in zip(plain, work, strict=True):
+        started = (float(each.n_layers), each.n_layers * up.kernels, each.n_layers * up.threaded, 1.0)
+        weights = each.n_layers * up.weights + ends.table
+        rows_up.append((each.n_layers * up.priced + ends.products, weights, *started, ends.scores))
+        rows_down.append((each.n_layers * down.priced, each.n_layers * down.weights, *started, ends.table))
+    expected = (1.0, None, None, None, None, None, None)
+    forward = nonnegative_fit(rows_up, [each.forward for each in plain], scales=scales, expected=expected)
+    backward = nonnegative_fit(rows_down, [each.backward for each in plain], scales=scales, expected=expected)
+    return PassCosts(*forward), PassCosts(*backward)
 
 
 def _recompute(
@@ -141,16 +122,20 @@ def size_of(sample: EngineSample) -> tuple[object, ...]:
 def block_seconds(work: PassWork, costs: PassCosts) -> Seconds:
     """One block's seconds by kind."""
     return Seconds(
-        work.products * costs.products,
-        work.attention * costs.products,
-        work.elementwise * costs.elementwise,
-        overhead=work.kernels * costs.kernel + work.weights * costs.weight,
+        work.products * costs.kernels,
+        work.attention * costs.kernels,
+        work.elementwise * costs.kernels,
+        overhead=work.weights * costs.weight
+        + costs.block
+        + work.kernels * costs.kernel
+        + work.threaded * costs.threaded,
     )
 
 
 def end_seconds(work: EndWork, forward: PassCosts, backward: PassCosts) -> tuple[float, float]:
     """Seconds of both ends of the model in forward and in backward."""
-    up = work.products * forward.products + work.scores * forward.per_size + forward.ends
+    up = work.products * forward.kernels + work.scores * forward.per_size + forward.ends
+    up += work.table * forward.weight
     return up, work.table * backward.per_size + backward.ends
 
 
@@ -165,7 +150,7 @@ def model_passes(job: Job, tables: KernelTables, costs: AloneCosts) -> tuple[Sec
         watched = Seconds(recompute=kernel * up.kernels / 2)  # torch watches each kernel of both passes
         forward += watched
         backward += watched + Seconds(recompute=factor * again)
-    products = ends.products * costs.forward.products
+    products = ends.products * costs.forward.kernels
     up_s, down_s = end_seconds(ends, costs.forward, costs.backward)
     return forward, backward, Seconds(products, overhead=up_s - products), Seconds(overhead=down_s)
 

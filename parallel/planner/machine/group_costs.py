@@ -1,11 +1,18 @@
 """The costs of several ranks beyond kernels and messages, fitted to the profile's small steps of each axis."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parallel.planner.machine.costs import AloneCosts, model_passes, size_of
 from parallel.planner.machine.least_squares import nonnegative_fit
-from parallel.planner.machine.messages import Messages, Sharded, sharded, tensor_messages, width
+from parallel.planner.machine.messages import (
+    Messages,
+    Sharded,
+    sharded,
+    tensor_message_counts,
+    tensor_messages,
+    width,
+)
 from parallel.planner.machine.profile import EngineSample
 from parallel.planner.machine.work import KernelTables
 from parallel.planner.step_time.job import Job, rank_parameters
@@ -47,10 +54,10 @@ class ScheduleCosts:
 
 @dataclass(frozen=True)
 class TensorCosts:
-    """A factor of tensor ranks' messages, seconds a block and micro-batch, and `slowdown` as for `DataCosts`."""
+    """A factor of tensor ranks' messages, seconds of waiting for each message, and `slowdown` as for `DataCosts`."""
 
     messages: float
-    block: float
+    wait: float
     slowdown: float
 
 
@@ -94,8 +101,9 @@ def passes_of(job: Job, tables: KernelTables, alone: AloneCosts, messages: Messa
     if job.tensor == 1:
         return passes
     of_block, of_ends = tensor_messages(job, messages)
-    more = Seconds(tensor=costs.messages * of_block, overhead=costs.block / 2)
-    at_ends = Seconds(tensor=costs.messages * of_ends)
+    in_block, in_ends = tensor_message_counts(job)
+    more = Seconds(tensor=costs.messages * of_block + costs.wait * in_block)
+    at_ends = Seconds(tensor=costs.messages * of_ends + costs.wait * in_ends)
     slower = passes.times(1 + costs.slowdown)
     return Passes(
         slower.forward + more, slower.backward + more, slower.ends_forward + at_ends, slower.ends_backward + at_ends
@@ -155,17 +163,19 @@ def fit_group(
 ) -> GroupCosts:
     """The costs that explain the samples of each axis best. `singles`: the samples of one process.
 
-    The error of a size's prediction for one process, if it has a sample, is taken out of those for several ranks first.
+    The error of a size's prediction for one process is taken out of those for several ranks first: by a sample of this
+    size, else by one of other depth.
     """
     ratios: dict[tuple[object, ...], float] = {}
     for each in singles:
         if each.recompute == "none":
             found = passes_of(each.job, tables, alone, messages, ONLY_COMPUTATION).total(each.n_layers)
             ratios[size_of(each)] = (each.forward + each.backward) / found
-    plain = {
-        each: passes_of(each.job, tables, alone, messages, ONLY_COMPUTATION).times(ratios.get(size_of(each), 1.0))
-        for each in samples
-    }
+            ratios.setdefault(_any_depth(each), ratios[size_of(each)])
+    plain = {}
+    for each in samples:
+        ratio = ratios.get(size_of(each), ratios.get(_any_depth(each), 1.0))
+        plain[each] = passes_of(each.job, tables, alone, messages, ONLY_COMPUTATION).times(ratio)
     update = nonnegative_fit(
         [(each.tensors, _updated(each.job), 1.0) for each in samples],
         [max(0.0, each.update - tied_seconds(each.job, messages)) for each in samples],
@@ -180,6 +190,10 @@ def fit_group(
     )
 
 
+def _any_depth(sample: EngineSample) -> tuple[object, ...]:
+    return size_of(replace(sample, n_layers=0))
+
+
 def _fit_tensor(
     samples: Sequence[EngineSample], plain: dict[EngineSample, Passes], alone: AloneCosts, messages: Messages
 ) -> TensorCosts:
@@ -187,8 +201,9 @@ def _fit_tensor(
     for each in samples:
         base = each.micro_batches * plain[each].total(each.n_layers)
         of_block, of_ends = tensor_messages(each.job, messages)
-        sent = each.micro_batches * 2 * (each.n_layers * of_block + of_ends)
-        rows.append((sent, each.micro_batches * each.n_layers, base))
+        in_block, in_ends = tensor_message_counts(each.job)
+        both = 2 * each.micro_batches
+        rows.append((both * (each.n_layers * of_block + of_ends), both * (each.n_layers * in_block + in_ends), base))
         extra.append(max(0.0, each.step - base - sync_seconds(each.job, alone, messages)))
     scales = [each.step for each in samples]
     return TensorCosts(*nonnegative_fit(rows, extra, scales=scales, expected=(1.0, None, 0.0)))

@@ -57,6 +57,12 @@ def tensor_messages(job: Job, messages: Messages) -> tuple[float, float]:
     return 2 * pair, pair + sums / 2
 
 
+def tensor_message_counts(job: Job) -> tuple[int, int]:
+    """How many messages `tensor_messages` prices in one direction: of a block, and of both ends with the loss."""
+    pair = 2 if job.sequence_parallel else 1
+    return 2 * pair, pair + 1
+
+
 @dataclass(frozen=True)
 class Sharded:
     """FSDP's gathers and reductions in a step: how often, and the seconds of one of each on the wire.

@@ -12,7 +12,7 @@ from gpt.model.config import ModelConfig
 from parallel.layout.config import V_SHAPED
 from parallel.planner.step_time.job import Job
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no sample with many tokens for each weight, and added gradients to new memory
 MAX_BYTES = 1 << 24
 MIN_SECONDS = 1e-12
 MAY_BE_0 = ("gpus", "spread", "waiting", "zero")

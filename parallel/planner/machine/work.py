@@ -8,6 +8,7 @@ from parallel.planner.machine.profile import RanksTables
 from parallel.planner.step_time.job import Job
 
 # Kernels that one block starts in forward: products, attention, norms, activation, sums, copies.
+GRAIN = 2**15  # elements: torch splits larger elementwise kernels among threads (at::internal::GRAIN_SIZE)
 KERNELS = {"layernorm": 1, "rmsnorm": 1, "gelu": 1, "swiglu": 2, "rope": 6}
 
 
@@ -24,7 +25,9 @@ class KernelTables:
 class PassWork:
     """Seconds of kernels in forward or backward of one micro-batch, and counts of what the tables do not price.
 
-    `kernels`: how many are started. `weights`: elements whose gradients are added up.
+    `elementwise`: in backward also the sums of biases' gradients, and of gradients over micro-batches. `kernels`: how
+    many are started, of which `threaded` are large enough for several threads. `weights`: elements that each
+    micro-batch reads again, since caches do not hold a model.
     """
 
     products: float = 0.0
@@ -32,6 +35,12 @@ class PassWork:
     elementwise: float = 0.0
     kernels: float = 0.0
     weights: float = 0.0
+    threaded: float = 0.0
+
+    @property
+    def priced(self) -> float:
+        """Seconds of all kernels by the tables."""
+        return self.products + self.attention + self.elementwise
 
 
 @dataclass(frozen=True)
@@ -96,15 +105,31 @@ def block_work(job: Job, tables: KernelTables) -> tuple[PassWork, PassWork]:
     back = sum(tables.product(side, rows, n, k) for n, k in shapes for side in ("input", "weight"))
     heads = job.micro_batch_size * job.model.n_heads / job.tensor
     scores, again = tables.attention(heads, job.seq_len, job.model.d_head)
-    moved, moved_back, started = 0.0, 0.0, len(shapes) + 1.0
+    moved, moved_back, started = 0.0, _gradient_sums(job, shapes, tables), len(shapes) + 1.0
     for kind, elements in _elementwise(job):
         forward, backward = tables.elementwise(kind, elements)
-        moved, moved_back, started = moved + forward, moved_back + backward, started + KERNELS.get(kind, 1)
+        moved, started = moved + forward, started + KERNELS.get(kind, 1)
+        moved_back += backward if kind != "add" else 0.0
     weights = job.model.block_parameters / job.tensor
+    threaded = started if rows * job.model.d_model >= GRAIN else 0.0
     return (
-        PassWork(once, scores, moved, started),
-        PassWork(back, again, moved_back, started, weights),
+        PassWork(once, scores, moved, started, weights, threaded),
+        PassWork(back, again, moved_back, started, weights, threaded),
     )
+
+
+def _gradient_sums(job: Job, shapes: Iterable[tuple[float, float]], tables: KernelTables) -> float:
+    """Seconds in which a block's backward adds gradients up and copies them.
+
+    Where tensors are used twice (q, k and v, residuals), their gradients are added; those of q, k, v and of attention's
+    output are copied to rows. A bias's gradient is a sum over rows. Weights' gradients are added to those of earlier
+    micro-batches.
+    """
+    whole = job.rows * job.model.d_model
+    sums = sum(tables.elementwise("add", size)[0] for size in (whole, whole, *[whole / job.sequence_shares] * 2))
+    copies = 4 * tables.elementwise("add", whole / job.tensor)[0]
+    biases = sum(tables.elementwise("add", job.rows * n)[1] for n, _ in shapes) if job.model.bias else 0.0
+    return sums + copies + biases + sum(tables.elementwise("copy", n * k)[1] for n, k in shapes)
 
 
 def end_work(job: Job, tables: KernelTables) -> EndWork:
@@ -128,7 +153,7 @@ def linear_shapes(job: Job) -> Iterable[tuple[float, float]]:
 
 
 def _elementwise(job: Job) -> Iterator[tuple[str, float]]:
-    """The elementwise kernels of a block on one rank, and their elements."""
+    """The elementwise kernels of a block's forward on one rank, and their elements."""
     model, ranks = job.model, job.tensor
     whole = job.rows * model.d_model
     own = whole / job.sequence_shares
@@ -137,8 +162,7 @@ def _elementwise(job: Job) -> Iterator[tuple[str, float]]:
     yield model.activation, job.rows * model.ff_width / ranks
     yield "add", own
     yield "add", own
+    yield "add", whole / ranks  # attention's output is copied to rows
     if model.positions == "rope":
         yield "rope", whole / ranks
         yield "rope", job.rows * model.kv_heads * model.d_head / ranks
-    for _ in range(2):  # q, k and v each give the gradient of the same input, and copy theirs to rows
-        yield "add", whole

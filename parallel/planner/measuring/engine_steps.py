@@ -50,6 +50,8 @@ TINY = SampleSize(64, 2, 512, 32, 1)
 MIDDLE = SampleSize(256, 4, 2048, 128, 2)
 WIDE = SampleSize(512, 2, 2048, 256, 1)
 HEADED = SampleSize(256, 2, 8192, 256, 2)
+DEEP = SampleSize(512, 4, 2048, 256, 1)  # a pipeline's stages compute much longer than their actions take to start
+TALL = SampleSize(512, 1, 2048, 256, 4)  # many tokens for each weight: kernels cost more than reading the weights
 SINGLE = (
     TINY,
     replace(TINY, n_layers=6),
@@ -61,6 +63,8 @@ SINGLE = (
     replace(MIDDLE, style="llama"),
     WIDE,
     replace(WIDE, n_layers=1, vocab_size=8192),
+    replace(MIDDLE, n_layers=2, micro_batch_size=8),
+    TALL,
 )
 GPU_FACTOR = 4  # times as wide and as long on a GPU
 
@@ -88,13 +92,13 @@ def group_tasks(device: torch.device, precision: str, ranks: int) -> list[Engine
     """The samples of a group of ranks: each axis with its modes, at a tiny size and at two larger ones."""
     plain = ParallelConfig(precision=precision)  # type: ignore[arg-type]
     tensor, data = replace(plain, tensor=ranks, data=1), replace(plain, data=ranks)
-    found = [EngineTask(size, tensor) for size in (TINY, MIDDLE, HEADED, WIDE)]
+    found = [EngineTask(size, tensor) for size in (TINY, MIDDLE, HEADED, WIDE, TALL)]
     for zero in (0, 1, 2, 3):
         found += [EngineTask(size, replace(data, zero_stage=zero), 3) for size in (TINY, MIDDLE, WIDE)]  # type: ignore[arg-type]
     for schedule in ("1f1b", *SEVERAL_STAGES):
         stages = ranks * (2 if schedule in SEVERAL_STAGES else 1)
         parallel = replace(plain, pipeline=ranks, data=1, schedule=schedule)  # type: ignore[arg-type]
-        for size in (TINY, MIDDLE):
+        for size in (TINY, DEEP):
             found.append(EngineTask(replace(size, n_layers=max(size.n_layers, stages)), parallel, 2 * ranks))
     return [_scaled(task, device) for task in found]
 

@@ -64,7 +64,10 @@ def attention_cases(device: torch.device, precision: str) -> Iterator[TimedCase]
 
 
 def elementwise_cases(device: torch.device, precision: str) -> Iterator[TimedCase]:
-    """Kernels that move memory, in forward and backward, by the number of elements."""
+    """Kernels that move memory, in forward and backward, by the number of elements.
+
+    "copy" rounds an fp32 tensor to the computation's type, and adds one of that type to it, as a gradient to its sum.
+    """
     dtype = DTYPES[precision]
     for elements in ELEMENTS[device.type]:
         rows = elements // WIDTH
@@ -77,8 +80,8 @@ def elementwise_cases(device: torch.device, precision: str) -> Iterator[TimedCas
             back = partial(torch.autograd.grad, out, leaves, grad.view_as(out), retain_graph=True)
             row = partial(ElementwiseTime, precision, name, elements)
             yield TimedCase((partial(function, *leaves), back), row)
-        copy = partial(wide.to, dtype, copy=True)
-        yield TimedCase((copy, partial(torch.add, wide, x)), partial(ElementwiseTime, precision, "copy", elements))
+        copy, add_up = partial(wide.to, dtype, copy=True), partial(wide.add_, x, alpha=1e-9)
+        yield TimedCase((copy, add_up), partial(ElementwiseTime, precision, "copy", elements))
         yield TimedCase(
             (partial(torch.add, x, y), partial(torch.sum, x, 0)), partial(ElementwiseTime, precision, "add", elements)
         )

@@ -7,7 +7,7 @@ parallel.planner.machine.group_costs.
 from dataclasses import replace
 
 import pytest
-from made_profile import BLOCK_S, KERNEL_S, SIZES, alone_sample, data_sample, made_profile, passes
+from made_profile import KERNEL_S, KERNELS, SIZES, WAIT_S, alone_sample, data_sample, made_profile, passes
 
 from gpt.errors import ConfigError
 from parallel.planner.hardware.tables import Cluster, read_hardware
@@ -19,13 +19,16 @@ MACHINE = measured_machine(made_profile(MachineIdentity("cpu", "AVX512", 2, "2.1
 NEW = (384, 6, 4096, 128, 2)  # a model that is in no sample
 
 
-def test_one_process_is_the_sum_of_its_kernels_and_costs():
-    sample = alone_sample(*NEW)
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_one_process_is_the_sum_of_its_kernels_and_costs(size):
+    """Also with few tokens, where weights and starts dominate, and with many, where kernels do."""
+    new = (*NEW[:4], size)
+    sample = alone_sample(*new)
     for micro_batches in (1, 5):
         job = replace(sample.job, micro_batches=micro_batches)
         found = measured_parts(job, MACHINE)
-        rest = sample.step - 2 * sum(passes(*NEW))
-        assert found.busy.total == pytest.approx(micro_batches * sum(passes(*NEW)), rel=0.01)
+        rest = sample.step - 2 * sum(passes(*new))
+        assert found.busy.total == pytest.approx(micro_batches * sum(passes(*new)), rel=0.01)
         assert found.data == pytest.approx(rest, rel=0.02)
         assert found.optimizer == pytest.approx(sample.update, rel=0.02)
         assert found.total == pytest.approx(found.busy.total + rest + sample.update, rel=0.01)
@@ -41,11 +44,11 @@ def test_tensor_ranks_halve_the_products_and_add_messages():
     job = replace(alone_sample(*NEW).job, tensor=2)
     found = measured_parts(job, MACHINE)
     forward, backward = passes(*NEW)
-    started = 2 * 6 * 14 * KERNEL_S
-    assert found.busy.tensor > 0
-    assert found.busy.overhead > 2 * (started + 6 * BLOCK_S * 0.9)
+    started = 2 * 6 * KERNELS * KERNEL_S
+    assert found.busy.tensor > 2 * (8 * 6 + 6) * WAIT_S
+    assert found.busy.overhead > 2 * started * 0.9
     assert found.busy.products < (forward + backward) / 2 * 2
-    assert found.total > (forward + backward) + 2 * 6 * BLOCK_S * 0.9
+    assert found.total > (forward + backward) + 2 * (8 * 6 + 6) * WAIT_S
 
 
 def test_a_pipeline_takes_the_time_of_the_samples_that_gave_its_costs():

@@ -40,7 +40,7 @@ def test_a_damaged_file_or_another_version_is_one_line(tmp_path):
     table = json.loads(path.read_text())
     no_time = {**table["by_ranks"][0]["products"][0], "seconds": 0.0}
     for change, words in (
-        ({"schema": 2}, "is a profile of version 2, and this program reads version 1"),
+        ({"schema": 1}, "is a profile of version 1, and this program reads version 2"),
         ({"machine": {}}, r"damaged: machine\.cpu is missing"),
         ({"by_ranks": [{**table["by_ranks"][0], "ranks": -1}]}, r"by_ranks\[0\]\.ranks = -1"),
         ({"by_ranks": [{**table["by_ranks"][0], "products": [no_time]}]}, r"products\[0\]\.seconds = 0\.0"),

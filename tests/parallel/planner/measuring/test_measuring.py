@@ -51,13 +51,21 @@ def test_kernels_compute_what_they_are_named_for():
     assert (row.forward, row.backward) == (1.0, 2.0)
     assert case.parts[0]().shape == (1, row.heads, row.length, row.d_head)
     assert [grad.shape for grad in case.parts[1]()] == [(1, row.heads, row.length, row.d_head)] * 3
+    copies = [case for case in elementwise_cases(CPU, "bf16") if case.row(1.0, 1.0).kind == "copy"]
+    assert copies[0].parts[0]().dtype == torch.bfloat16
+    sums = [copies[0].parts[1]() for _ in range(2)]
+    assert sums[0].dtype == torch.float32
+    assert sums[0].data_ptr() == sums[1].data_ptr()  # gradients are added in place
     kinds = {case.row(1.0, 1.0).kind for case in elementwise_cases(CPU, "bf16")}
     assert kinds == {"layernorm", "rmsnorm", "gelu", "swiglu", "rope", "copy", "add"}
 
 
 def test_every_sample_names_a_layout_that_the_rules_allow():
     """Each task of one process and of 2 and 4 ranks, without running it."""
-    assert len(alone_tasks(CPU, "bf16")) == 16
+    alone = alone_tasks(CPU, "bf16")
+    assert len(alone) == 18
+    rows = [task.size.micro_batch_size * task.size.seq_len for task in alone]
+    assert sum(count >= 1024 for count in rows) >= 2  # kernels outweigh what each micro-batch does to all weights
     for ranks in (2, 4):
         tasks = group_tasks(CPU, "bf16", ranks)
         assert {task.parallel.schedule for task in tasks} >= {"1f1b", "interleaved_1f1b", "interleaved_zero_bubble"}
