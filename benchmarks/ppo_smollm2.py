@@ -1,6 +1,6 @@
 """PPO of SmolLM2-135M against a second reward model that it never sees, with baselines, in steps that resume.
 
-    python benchmarks/ppo_smollm2.py run FOLDER --model SMOLLM2 [--iterations 40] [--episodes 32] ... (--help)
+    python benchmarks/ppo_smollm2.py run FOLDER --model SMOLLM2 [--iterations 30] [--episodes 32] ... (--help)
     python benchmarks/ppo_smollm2.py report FOLDER [--json FILE]
 
 Needs AlpacaEval's rankings (805 prompts with 9 outputs and a judge's log-odds) and a Hugging Face folder of
@@ -83,9 +83,12 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--seeds", type=int, nargs="*", default=[1])
     run.add_argument("--prompts", type=int, default=600, help="training prompts, half of them for each reward model")
     run.add_argument("--held-out", type=int, default=205)
-    run.add_argument("--completions", type=int, default=6, help="outputs of a prompt that train a reward model")
+    run.add_argument(
+        "--completions", type=int, default=20, help="outputs of a prompt that train a reward model, at most"
+    )
+    run.add_argument("--row-tokens", type=int, default=8192, help="of a step of a reward model")
     run.add_argument("--reward-epochs", type=float, default=1.0)
-    run.add_argument("--iterations", type=int, default=40)
+    run.add_argument("--iterations", type=int, default=30)
     run.add_argument("--episodes", type=int, default=32, help="of an iteration")
     run.add_argument("--answers", type=int, default=2, help="of each held-out prompt")
     run.add_argument("--n", type=int, default=8, help="of best-of-n")
@@ -177,24 +180,15 @@ def common(args: argparse.Namespace, run: Path, *, seed: int) -> dict[str, objec
 
 def train_reward(args: argparse.Namespace, name: str) -> None:
     """A reward model on one half of the prompts, and its rewards of the held-out rankings."""
-    folder, run = args.folder / f"{name}_rankings", args.folder / name
-    corpora = {
-        key: f'[{{ path = "{folder}/{key}", streams = {{ marks = "{folder}/{key}_marks" }} }}]'
-        for key in ("train", "validation")
-    }
-    words = common(args, run, seed={"proxy": 1, "gold": 2}[name]) | {
-        "data.train": corpora["train"],
-        "data.validation": corpora["validation"],
-        "data.seq_len": -(-2 * args.tokens * args.completions // 64) * 64,
-        "data.sampling": "document",
-        "batch.global_batch_tokens": 8 * (-(-2 * args.tokens * args.completions // 64) * 64),
-        "train.epochs": args.reward_epochs,
-        "schedule.warmup_steps": 0,
-        "checkpoint.every_steps": 5,
-    }
+    run, row_tokens = args.folder / name, args.row_tokens
+    words = common(args, run, seed={"proxy": 1, "gold": 2}[name])
+    words |= reward_baselines.reward_words(
+        args.folder / f"{name}_rankings", row_tokens=row_tokens, rows=1, epochs=args.reward_epochs
+    )
     train("reward_smollm2", words)
     rewards = args.folder / f"{name}_rewards.jsonl"
-    triaxial("score", run, "--rankings", args.folder / "held_out.jsonl", "--rewards", rewards)
+    options = ["--dtype", "bfloat16" if args.precision == "bf16" else "float32"]
+    triaxial("score", run, "--rankings", args.folder / "held_out.jsonl", "--rewards", rewards, *options)
 
 
 def train_policy(args: argparse.Namespace, name: str, seed: int) -> None:
@@ -206,10 +200,16 @@ def train_policy(args: argparse.Namespace, name: str, seed: int) -> None:
         "objective.rewards": f'[{{ run = "{folder}/proxy" }}]',
         "objective.gold": f'[{{ run = "{folder}/gold" }}]',
         "objective.ptx": f'[{{ path = "{folder}/text" }}]',
+        "objective.ptx_gamma": 1.0,
+        "objective.gae_lambda": 1.0,
+        "objective.value_clip": 2.0,
+        "objective.value_learning_rate": 2e-5,
         "objective.max_response_tokens": args.tokens // 2,
         "objective.minibatch_episodes": min(16, args.episodes),
+        "optimizer.learning_rate": 2e-5,
+        "optimizer.frozen": '["embed.*", "blocks.[0-9].*", "blocks.1[0-4].*"]',
         "train.total_steps": args.iterations,
-        "checkpoint.every_steps": 2,
+        "checkpoint.every_steps": 5,
         "checkpoint.keep_last": 1,
     }
     words |= dict(setting.split("=", 1) for setting in (*args.settings, *POLICIES[name]))

@@ -1,6 +1,6 @@
 """The measures of ppo_smollm2.py: sampled answers with rewards, KL and length, and their comparison with the start.
 
-A reward is that of the last token, whether an answer has ended or was cut. KL is the sum over an answer's tokens of
+A reward is that of the tokens so far, whether an answer has ended or was cut. KL is the sum over an answer's tokens of
 log pi - log pi_ref, in nats, at temperature 1.
 """
 
@@ -75,8 +75,7 @@ def reference_log_probs(folder: Path, prompts: list[list[int]], sequences: list[
 
 
 def rewards(run: Path, sequences: list[list[int]]) -> NDArray[np.float64]:
-    model = load_reward(run).module
-    return np.array([float(model(torch.tensor([sequence]))[0, -1, 0]) for sequence in sequences])
+    return np.array(load_reward(run).score_tokens(sequences))
 
 
 def compared(folder: Path, run: str, start: Answers) -> dict[str, Any]:

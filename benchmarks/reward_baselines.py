@@ -89,13 +89,13 @@ def parse_arguments() -> argparse.Namespace:
     train_parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder of SmolLM2-135M-Instruct")
     train_parser.add_argument("--prompts", type=int, default=TRAIN_PROMPTS, help="prompts to train on")
     train_parser.add_argument("--held-out", type=int, default=10_000, help="held-out prompts to score")
-    train_parser.add_argument("--completions", type=int, default=4, help="outputs of each prompt to train on")
-    train_parser.add_argument("--max-tokens", type=int, default=256, help="longest conversation to train on")
-    train_parser.add_argument("--format", default="auto", help="conversations.format, such as chatml")
-    train_parser.add_argument("--rows", type=int, default=8, help="rows of a step")
-    train_parser.add_argument("--row-tokens", type=int, default=1024, help="tokens of a row, at least")
+    train_parser.add_argument("--completions", type=int, default=20, help="outputs of each prompt to train on")
+    train_parser.add_argument("--max-tokens", type=int, default=512, help="longest conversation to train on")
+    train_parser.add_argument("--format", default="chatml", help="conversations.format, such as chatml")
+    train_parser.add_argument("--rows", type=int, default=1, help="rows of a step")
+    train_parser.add_argument("--row-tokens", type=int, default=8192, help="tokens of a row, at least")
     train_parser.add_argument("--epochs", type=float, default=1.0)
-    train_parser.add_argument("--minutes", type=float, default=30.0, help="stop training after so many minutes")
+    train_parser.add_argument("--minutes", type=float, default=60.0, help="stop training after so many minutes")
     train_parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     train_parser.add_argument("--seed", type=int, default=1234)
     train_parser.add_argument(
@@ -188,26 +188,11 @@ def train(args: argparse.Namespace) -> int:
         triaxial("prepare", folder / "prepare.toml")
     if not (folder / "base").is_dir():
         triaxial("convert", args.model, "--to", "triaxial", "--output", folder / "base")
-    tokens = TokenFile(folder / "corpus" / "train")
-    longest = int(np.diff(tokens.document_starts()).max())
-    seq_len = -(-max(longest, args.row_tokens) // ROW_MULTIPLE) * ROW_MULTIPLE
-    rows = PackedDocuments(seq_len).of(tokens).count(tokens)
-    corpora = {
-        key: f'[{{ path = "{folder}/corpus/{key}", streams = {{ marks = "{folder}/corpus/{key}_marks" }} }}]'
-        for key in ("train", "validation")
-    }
-    words = {
+    words = reward_words(folder / "corpus", row_tokens=args.row_tokens, rows=args.rows, epochs=args.epochs) | {
         "run.directory": folder / "run",
         "run.start_from": folder / "base",
         "run.seed": args.seed,
         "data.tokenizer": args.model / "tokenizer.json",
-        "data.seq_len": seq_len,
-        "data.sampling": "packed",
-        "data.train": corpora["train"],
-        "data.validation": corpora["validation"],
-        "batch.global_batch_tokens": args.rows * seq_len,
-        "train.epochs": args.epochs,
-        "schedule.warmup_tokens": int(args.epochs * rows * seq_len / 20),
         "train.stop_after_s": 60 * args.minutes,
         "parallel.precision": args.precision,
         "metrics.wandb": "disabled",
@@ -219,6 +204,38 @@ def train(args: argparse.Namespace) -> int:
     files += ["--dtype", "bfloat16" if args.precision == "bf16" else "float32"]
     triaxial("score", folder / "run", "--rankings", folder / "held_out.jsonl", *files)
     return 0
+
+
+def reward_words(corpus: Path, *, row_tokens: int, rows: int, epochs: float) -> dict[str, object]:
+    """Settings for `triaxial train reward_smollm2` on the first 16 blocks, of which the last 4 and the head learn.
+
+    A step has `rows` rows of `row_tokens` tokens, or of the longest ranking if that is longer.
+    """
+    tokens = TokenFile(corpus / "train")
+    longest = int(np.diff(tokens.document_starts()).max())
+    seq_len = -(-max(longest, row_tokens) // ROW_MULTIPLE) * ROW_MULTIPLE
+    tokens_read = epochs * PackedDocuments(seq_len).of(tokens).count(tokens) * seq_len
+    corpora = {
+        key: f'[{{ path = "{corpus}/{key}", streams = {{ marks = "{corpus}/{key}_marks" }} }}]'
+        for key in ("train", "validation")
+    }
+    return {
+        "model.n_layers": 16,
+        "objective.pool": "mean",
+        "optimizer.frozen": '["embed.*", "blocks.[0-9].*", "blocks.1[01].*"]',
+        "optimizer.learning_rate": 2e-4,
+        "optimizer.groups": '[{ parameters = ["head.*"], lr_scale = 5.0 }]',
+        "data.seq_len": seq_len,
+        "data.sampling": "packed",
+        "data.train": corpora["train"],
+        "data.validation": corpora["validation"],
+        "batch.global_batch_tokens": rows * seq_len,
+        "train.epochs": epochs,
+        "train.evaluate_every_steps": 1000,
+        "schedule.warmup_tokens": int(tokens_read / 20),
+        "checkpoint.every_steps": 15,
+        "checkpoint.keep_last": 1,
+    }
 
 
 def spread(prompt: Prompt, n: int) -> Prompt:

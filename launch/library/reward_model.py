@@ -39,12 +39,24 @@ class TrainedReward:
 
         The last message is the assistant's. ConfigError: a conversation has other roles, or is longer than n_ctx.
         """
-        sequences = self._encode(conversations)
+        return self.score_tokens(self._encode(conversations))
+
+    def score_tokens(self, sequences: Sequence[Sequence[int] | Ints]) -> list[float]:
+        """Return the reward of each sequence of token ids, a prompt with its answer, as PPO computes it.
+
+        ConfigError: a sequence is empty or longer than n_ctx.
+        """
         if not sequences:
             return []
+        for number, ids in enumerate(sequences):
+            if not 0 < len(ids) <= self.config.n_ctx:
+                raise ConfigError(
+                    f"sequence {number} has {len(ids)} tokens: must be from 1 to n_ctx = {self.config.n_ctx}"
+                )
         row_tokens = row_tokens_for([len(ids) for ids in sequences], multiple=1)
         rows = max(1, _BATCH_TOKENS // row_tokens)
-        return [float(r) for r in score_sequences(self._scorer, sequences, row_tokens=row_tokens, rows_at_once=rows)]
+        arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
+        return [float(r) for r in score_sequences(self._scorer, arrays, row_tokens=row_tokens, rows_at_once=rows)]
 
     def _encode(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[Ints]:
         sequences = []

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 import triaxial
 from launch.main import main
@@ -32,6 +33,17 @@ def test_rewards_are_those_of_the_command(reward_run, tmp_path):
     assert model.score([]) == []
     long = triaxial.load_reward(reward_run.run, dtype="bfloat16").score([conversation(QUESTIONS[0], ANSWERS[0])])
     assert long == [pytest.approx(rewards[0][0], abs=0.1)]
+
+
+def test_tokens_have_the_value_at_the_last_one(reward_run):
+    model = triaxial.load_reward(reward_run.run)
+    sequences = [[5, 6, 7], [9], [3, 4, 5, 6, 7, 8]]
+    expected = [float(model.module(torch.tensor([ids]))[0, -1, 0]) for ids in sequences]
+    assert model.score_tokens(sequences) == pytest.approx(expected, abs=1e-6)
+    assert model.score_tokens([]) == []
+    for ids in ([], [5] * 65):
+        with pytest.raises(triaxial.ConfigError, match=rf"sequence 1 has {len(ids)} tokens: must be from 1 to n_ctx"):
+            model.score_tokens([[5], ids])
 
 
 def test_a_mistake_names_the_conversation(reward_run):
