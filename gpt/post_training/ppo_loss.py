@@ -13,6 +13,7 @@ from torch import Tensor
 from gpt.losses.base import LossTotals, VocabularyOutputs
 from gpt.losses.batch import Batch, counted_targets
 from gpt.losses.marks import IGNORE
+from gpt.losses.text_mean import mean_over_text
 from gpt.losses.token_log_probs import log_probs_and_entropy, token_log_probs
 
 
@@ -97,10 +98,13 @@ class PolicyLoss:
 class ValueLoss:
     """Squared error of a critic: `batch.extra` has `returns` and `old_values`, both (n, t).
 
-    Targets are IGNORE except at response tokens. The metric `value_clip_fraction` is a sum over response tokens.
+    Targets are IGNORE except at response tokens. With `mean`, a value is the mean of the head's output at all tokens of
+    the text so far, as in a reward model with `pool = "mean"`. The metric `value_clip_fraction` is a sum over response
+    tokens.
     """
 
     clip: float | None = 0.2
+    mean: bool = False
     metric_names = evaluation_names = ("value_clip_fraction",)
 
     def __call__(self, outputs: Tensor, batch: Batch) -> LossTotals:
@@ -112,4 +116,5 @@ class ValueLoss:
 
     def values(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The value at each position, (b, t), in at least fp32."""
-        return outputs[..., 0].to(torch.promote_types(outputs.dtype, torch.float32))
+        values = outputs.to(torch.promote_types(outputs.dtype, torch.float32))  # (b, t, 1)
+        return (mean_over_text(values, batch.positions) if self.mean else values)[..., 0]

@@ -23,7 +23,7 @@ from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.saved_run import model_section
 from launch.training.train_rank import Prepared
 from parallel.checkpoint.folders import list_checkpoints
-from parallel.checkpoint.handle import read_checkpoint_header
+from parallel.checkpoint.handle import CheckpointHeader, read_checkpoint_header
 from parallel.checkpoint.manifest import manifest_digest
 from parallel.engines.capabilities import capabilities_of
 from parallel.layout.config import BatchConfig
@@ -219,17 +219,7 @@ def reward_key(source: RewardSource) -> str:
 
 def plan_model(config: RunConfig, source: Path, world_size: int, *, key: str, kind: str | None = None) -> ModelPlan:
     """Read the configuration of a run's newest checkpoint, and lay its model out over the ranks of this run."""
-    try:
-        directory, path = find_checkpoint_folder(source)
-    except ConfigError as error:
-        raise ConfigError(f"{key} is invalid: {error}") from None
-    found = list_checkpoints(directory)
-    if path is None and not found:
-        raise ConfigError(f"{key}: {directory} contains no checkpoint")
-    header = read_checkpoint_header(path or found[0])
-    saved = header.state.get("config")
-    if not isinstance(saved, dict):
-        raise ConfigError(f"{key}: {path or found[0]} does not record its configuration")
+    header, saved = read_source(source, key=key)
     made_by = saved.get("objective", {}).get("kind", "next_token")
     if kind is not None and made_by != kind:
         raise ConfigError(f"{key} is invalid: it is a run of objective.kind = '{made_by}'. Use one of '{kind}'")
@@ -247,6 +237,22 @@ def plan_model(config: RunConfig, source: Path, world_size: int, *, key: str, ki
         header.state.get("tokenizer"),
         manifest_digest(header.manifest),
     )
+
+
+def read_source(source: Path, *, key: str) -> tuple[CheckpointHeader, dict[str, Any]]:
+    """The header of a run's newest checkpoint, and the run's configuration. ConfigError, which starts with `key`."""
+    try:
+        directory, path = find_checkpoint_folder(source)
+    except ConfigError as error:
+        raise ConfigError(f"{key} is invalid: {error}") from None
+    found = list_checkpoints(directory)
+    if path is None and not found:
+        raise ConfigError(f"{key}: {directory} contains no checkpoint")
+    header = read_checkpoint_header(path or found[0])
+    saved = header.state.get("config")
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{key}: {path or found[0]} does not record its configuration")
+    return header, saved
 
 
 def lay_out(config: RunConfig, model: ModelConfig, world_size: int) -> Layout:

@@ -106,8 +106,7 @@ class PPOConfig(RolloutsConfig):
     """Give the advantages of an iteration mean 0 and variance 1 over all tokens of responses."""
     value_from: Path | None = None
     """The run whose weights the value model starts from. By default the first reward that is a run, else
-    `run.start_from` with a new head. Name another than a reward model with `pool = "mean"`: its values at single tokens
-    are no rewards, only their mean is."""
+    `run.start_from` with a new head. The value model of a reward model with `pool = "mean"` takes the same mean."""
     value_learning_rate: float = 9e-6
     """Peak learning rate of the value model, which follows the same schedule."""
     critic_warmup_iterations: int = 0

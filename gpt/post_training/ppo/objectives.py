@@ -21,6 +21,7 @@ from gpt.model.config import ModelConfig
 from gpt.model.gpt import Embedding
 from gpt.model.heads import ScalarHead, VocabularyHead
 from gpt.model.masks import document_mask
+from gpt.post_training.config import Pool
 from gpt.post_training.grpo_loss import GroupPolicyLoss
 from gpt.post_training.ppo_loss import PolicyLoss, ValueLoss
 from gpt.training.objective import NextToken
@@ -106,9 +107,10 @@ class PolicyWithPretraining:
 
 @dataclass(frozen=True)
 class Value:
-    """A scalar head that learns the return to expect at each token of a response."""
+    """A scalar head that learns the return to expect at each token of a response. `pool`: see RewardConfig."""
 
     clip: float
+    pool: Pool = "last"
     streams: ClassVar[tuple[str, ...]] = ()
     optional_streams: ClassVar[tuple[str, ...]] = ()
 
@@ -126,7 +128,7 @@ class Value:
         return ScalarHead(config)
 
     def loss(self, *, compile: bool) -> Loss:
-        return ValueLoss(clip=self.clip)
+        return ValueLoss(clip=self.clip, mean=self.pool == "mean")
 
     def attention_mask(self, batch: Batch) -> Mask:
         return document_mask(batch.segment_ids)

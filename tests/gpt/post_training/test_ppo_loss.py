@@ -131,6 +131,14 @@ def test_the_value_loss_equals_a_loop_over_tokens(rows, clip):
     torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
 
 
+def test_the_values_of_a_critic_with_a_mean_are_those_of_the_text_so_far(rows):
+    hidden, _, batch = rows
+    values = ValueLoss(mean=True).values(hidden[..., :1], batch)
+    for column in range(values.size(1)):
+        expected = hidden[:, : column + 1, 0].mean(1)
+        torch.testing.assert_close(values[:, column], expected, rtol=1e-12, atol=1e-12)
+
+
 def test_the_values_of_a_critic_are_its_outputs(rows):
     hidden, _, batch = rows
     values = ValueLoss().values(hidden[..., :1].bfloat16(), batch)

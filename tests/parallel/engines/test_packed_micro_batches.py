@@ -26,6 +26,7 @@ OBJECTIVES = {
     "group, responses": Policy(GroupPolicyLoss(beta=0.1, average="response")),
     "group, tokens": Policy(GroupPolicyLoss(beta=0.1, average="token")),
     "value": Value(clip=0.2),
+    "value, mean": Value(clip=0.2, pool="mean"),
 }
 
 
