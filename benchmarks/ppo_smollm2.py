@@ -92,6 +92,7 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--episodes", type=int, default=32, help="of an iteration")
     run.add_argument("--answers", type=int, default=2, help="of each held-out prompt")
     run.add_argument("--n", type=int, default=8, help="of best-of-n")
+    run.add_argument("--best-of-n-prompts", type=int, default=100, help="of the held-out ones")
     run.add_argument("--tokens", type=int, default=256, help="of a prompt with its answer; half of them at most each")
     run.add_argument("--loss-bytes", type=int, default=100_000, help="of WikiText-2's test part")
     run.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
@@ -187,8 +188,12 @@ def train_reward(args: argparse.Namespace, name: str) -> None:
     )
     train("reward_smollm2", words)
     rewards = args.folder / f"{name}_rewards.jsonl"
-    options = ["--dtype", "bfloat16" if args.precision == "bf16" else "float32"]
-    triaxial("score", run, "--rankings", args.folder / "held_out.jsonl", "--rewards", rewards, *options)
+    rankings = args.folder / "held_out.jsonl"
+    triaxial("score", run, "--rankings", rankings, "--rewards", rewards, "--dtype", dtype(args))
+
+
+def dtype(args: argparse.Namespace) -> str:
+    return "bfloat16" if args.precision == "bf16" else "float32"
 
 
 def train_policy(args: argparse.Namespace, name: str, seed: int) -> None:
@@ -230,7 +235,7 @@ def measure(args: argparse.Namespace, run: str) -> None:
     """Answers to held-out prompts with rewards, KL and length; and the loss on text."""
     prompts = [prompt.text for prompt in prompts_of(args)["held_out"]]
     answers = ppo_smollm2_answers.measured(
-        args.folder, run, prompts, n=args.answers, tokens=args.tokens, batch=min(32, len(prompts))
+        args.folder, run, prompts, n=args.answers, tokens=args.tokens, batch=min(32, len(prompts)), dtype=dtype(args)
     )
     (args.folder / f"answers_{run}.json").write_text(json.dumps(answers))
     loss = args.folder / f"loss_{run}.json"
@@ -239,11 +244,21 @@ def measure(args: argparse.Namespace, run: str) -> None:
 
 
 def best_of_n(args: argparse.Namespace) -> None:
-    lines = [json.dumps({"prompt": prompt.text}) + "\n" for prompt in prompts_of(args)["held_out"]]
+    prompts = prompts_of(args)["held_out"][: args.best_of_n_prompts]
+    lines = [json.dumps({"prompt": prompt.text}) + "\n" for prompt in prompts]
     (args.folder / "held_out_prompts.jsonl").write_text("".join(lines), encoding="utf-8")
     words = ["--prompts", args.folder / "held_out_prompts.jsonl", "--n", args.n, "--max-new-tokens", args.tokens // 2]
     rewards = ["--reward", args.folder / "proxy", "--gold", args.folder / "gold"]
-    triaxial("best-of-n", args.folder / "base", *words, *rewards, "--output", args.folder / "best_of_n")
+    triaxial(
+        "best-of-n",
+        args.folder / "base",
+        *words,
+        *rewards,
+        "--dtype",
+        dtype(args),
+        "--output",
+        args.folder / "best_of_n",
+    )
 
 
 def train(recipe: str, words: dict[str, object]) -> None:

@@ -20,18 +20,18 @@ from gpt.inference.model import LocalModel
 from gpt.post_training.ppo.rollouts import SampledResponse, episode_seed, sample_responses
 from launch.library.reward_model import load_reward
 from launch.runs.chat_format import chat_encoder
-from launch.runs.saved_run import load_run
+from launch.runs.saved_run import DTYPES, load_run
 
 Answers = dict[str, list[list[float]]]  # a number of each answer, by prompt
 
 
 @torch.inference_mode()
-def measured(folder: Path, run: str, prompts: list[str], *, n: int, tokens: int, batch: int) -> Answers:
+def measured(folder: Path, run: str, prompts: list[str], *, n: int, tokens: int, batch: int, dtype: str) -> Answers:
     """n answers to each prompt by a policy: gold, proxy, kl, length (tokens) and ended (0 or 1), by prompt.
 
-    Prompts that leave no room of half of the tokens are left out, as in training.
+    Prompts that leave no room of half of the tokens are left out, as in training. All models compute in `dtype`.
     """
-    loaded = load_run(folder / run)
+    loaded = load_run(folder / run, dtype=DTYPES[dtype])
     with chat_encoder(loaded.saved) as encoder:
         encoded = [encoder.prompt((Turn("user", prompt),)) for prompt in prompts]
         ends = encoder.end_ids
@@ -55,17 +55,19 @@ def measured(folder: Path, run: str, prompts: list[str], *, n: int, tokens: int,
     own = [sum(response.log_probs) for response in responses]
     del model, loaded
     numbers = {
-        "kl": np.array(own) - reference_log_probs(folder, asked, sequences),
+        "kl": np.array(own) - reference_log_probs(folder, asked, sequences, dtype),
         "length": np.array([len(response.tokens) for response in responses], dtype=float),
         "ended": np.array([response.ended for response in responses], dtype=float),
-        **{name: rewards(folder / name, sequences) for name in ("gold", "proxy")},
+        **{name: rewards(folder / name, sequences, dtype) for name in ("gold", "proxy")},
     }
     return {name: values.reshape(-1, n).tolist() for name, values in numbers.items()}
 
 
-def reference_log_probs(folder: Path, prompts: list[list[int]], sequences: list[list[int]]) -> NDArray[np.float64]:
+def reference_log_probs(
+    folder: Path, prompts: list[list[int]], sequences: list[list[int]], dtype: str
+) -> NDArray[np.float64]:
     """The log-probability of each answer under the start, in nats."""
-    model = load_run(folder / "base").model
+    model = load_run(folder / "base", dtype=DTYPES[dtype]).model
     found = []
     for prompt, sequence in zip(prompts, sequences, strict=True):
         logits = model(torch.tensor([sequence]))[0, len(prompt) - 1 : -1].float()  # (t, v)
@@ -74,8 +76,8 @@ def reference_log_probs(folder: Path, prompts: list[list[int]], sequences: list[
     return np.array(found)
 
 
-def rewards(run: Path, sequences: list[list[int]]) -> NDArray[np.float64]:
-    return np.array(load_reward(run).score_tokens(sequences))
+def rewards(run: Path, sequences: list[list[int]], dtype: str) -> NDArray[np.float64]:
+    return np.array(load_reward(run, dtype=dtype).score_tokens(sequences))
 
 
 def compared(folder: Path, run: str, start: Answers) -> dict[str, Any]:
