@@ -190,8 +190,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"cache-{args.first}-{args.last}-{args.tokens}.pt"
     if not file.exists():
-        end = opened.tokenizer.end_of_document_id
-        pieces = [_pieces(one, args.tokens, end) for one in opened.tokenizer.encode_batch(texts)]
+        end = opened.saved.tokenizer.end_of_document_id
+        pieces = [pieces_of(one, args.tokens, end) for one in opened.saved.tokenizer.encode_batch(texts)]
         cache = frozen_states(opened.model, pieces, first=args.first, last=args.last, dtype=torch.bfloat16)
         torch.save(cache.__dict__, file)
     cache = Cache(**torch.load(file, weights_only=False))
@@ -220,8 +220,8 @@ def _report(args: argparse.Namespace, texts: list[str], labels: np.ndarray, fold
     if not all(file.exists() for file in files):
         print(f"{sum(file.exists() for file in files)} of {FOLDS} folds are done")
         return
-    kinds = {kind: _of_folds(args.out, fold, kind) for kind in ("start", "frozen", "tuned")}
-    others = [_of_folds(folder, fold, "tuned") for folder in args.also]
+    kinds = {kind: of_folds(args.out, fold, kind) for kind in ("start", "frozen", "tuned")}
+    others = [of_folds(folder, fold, "tuned") for folder in args.also]
     kinds["joint"] = np.mean([kinds["frozen"], kinds["tuned"], *others], axis=0)
     peers, rows = word_scores(texts, labels, fold), {}
     for kind, ours in kinds.items():
@@ -231,11 +231,11 @@ def _report(args: argparse.Namespace, texts: list[str], labels: np.ndarray, fold
         args.json.write_text(json.dumps(rows, indent=1))
 
 
-def _of_folds(folder: Path, fold: np.ndarray, kind: str) -> np.ndarray:
+def of_folds(folder: Path, fold: np.ndarray, kind: str, *, prefix: str = "") -> np.ndarray:
     """The scores (n, c) of all folds together."""
     found = np.zeros((len(fold), len(NAMES)))
     for i in range(FOLDS):
-        with np.load(folder / f"fold{i}.npz") as file:
+        with np.load(folder / f"{prefix}fold{i}.npz") as file:
             found[fold == i] = file[kind]
     return found
 
@@ -251,7 +251,7 @@ def _sums(values: Tensor, lengths: np.ndarray) -> np.ndarray:
     return (values.float() * inside.unsqueeze(-1)).sum(1).double().numpy()
 
 
-def _pieces(text: list[int], size: int, end: int) -> list[list[int]]:
+def pieces_of(text: list[int], size: int, end: int) -> list[list[int]]:
     """A text in pieces of at most `size` tokens, each with its own end-of-document token."""
     return [[*text[at : at + size - 1], end] for at in range(0, max(1, len(text)), size - 1)]
 
