@@ -100,7 +100,7 @@ def fit_attention_heads(
         logits = heads(*_padded([states[i] for i in rows]))
         losses = functional.binary_cross_entropy_with_logits(logits, target[rows], reduction="none")
         optimizer.zero_grad()
-        ((losses * known[rows]).sum() / known[rows].sum().clamp(min=1)).backward()
+        torch.autograd.backward((losses * known[rows]).sum() / known[rows].sum().clamp(min=1))
         optimizer.step()
     return heads
 
