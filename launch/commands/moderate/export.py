@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from gpt.errors import ConfigError
-from launch.config.run_arguments import add_run_arguments
+from launch.config.run_arguments import add_run_arguments, find_checkpoint_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("there is nothing to write. Give --to FOLDER or --onnx FILE.onnx")
     if args.with_code and args.to is None:
         raise ConfigError("--with-code needs --to FOLDER")
+    find_checkpoint_folder(args.run)  # raises for a wrong path
     with args.imports():
         from launch.moderation.card import model_card
         from launch.moderation.export import export_classifier

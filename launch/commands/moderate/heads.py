@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from gpt.telemetry.screen import counted
-from launch.config.run_arguments import add_device_arguments
+from launch.config.run_arguments import add_device_arguments, find_checkpoint_folder
 from launch.moderation.decisions import read_decisions
 
 
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    find_checkpoint_folder(args.run)  # raises for a wrong path
     with args.imports():
         from launch.moderation.loop.joined import labelled_texts
         from launch.moderation.open_run import load_classifier

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from gpt.errors import ConfigError, one_line
 from gpt.telemetry.screen import counted
-from launch.config.run_arguments import add_classifier_arguments, add_run_arguments, is_first_process, starts_ranks
+from launch.config.run_arguments import (
+    add_classifier_arguments,
+    add_run_arguments,
+    find_checkpoint_folder,
+    is_first_process,
+    starts_ranks,
+)
 from launch.processes.terminal import SafeConsole, work_progress
 from launch.reports.written import add_json_option, check_destination, json_destination
 
@@ -41,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_destination("--output", args.output)
+    check_destination("--json", args.json)  # on every rank, so that none waits for the main rank
+    if args.output.is_dir():
+        raise ConfigError(f"--output {args.output} is invalid: it is a folder. Name a file in it")
+    find_checkpoint_folder(args.run)  # raises for a wrong path
     with args.imports():
         from launch.moderation.open_run import opened_classifier
         from launch.moderation.score import ScoreRequest, score_inputs
@@ -49,10 +60,6 @@ def run(args: argparse.Namespace) -> int:
         from launch.runs.open_model import start_ranks
 
     stem_of(args.output)
-    check_destination("--output", args.output)
-    check_destination("--json", args.json)  # on every rank, so that none waits for the main rank
-    if args.output.is_dir():
-        raise ConfigError(f"--output {args.output} is invalid: it is a folder. Name a file in it")
     inputs = find_score_inputs(args.inputs, text_field=args.text_field, id_field=args.id_field, group_fields=args.group)
     if starts_ranks(args):
         return start_ranks(args)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gpt.errors import ConfigError, import_extra
 from gpt.files.regular import read_text
-from launch.config.run_arguments import add_run_arguments
+from launch.config.run_arguments import add_classifier_arguments, add_run_arguments, find_checkpoint_folder
 from launch.moderation_server.limits import ServerLimits
 
 _LIMITS = {
@@ -21,8 +21,6 @@ _LIMITS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from launch.config.run_arguments import add_classifier_arguments
-
     add_run_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one, which is printed (default: 8080)")
@@ -48,14 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import_extra("aiohttp", extra="serve")
-    from launch.moderation.open_run import load_asked_classifier
-    from launch.moderation_server.forms import category_names
-    from launch.moderation_server.process import run_server
-
     limits = ServerLimits(**{name: getattr(args, name) for name in _LIMITS})
     if not 0 <= args.port <= 65535:
         raise ConfigError(f"--port {args.port} is invalid: must be from 0 to 65535")
     key = None if args.key_file is None else _key(args.key_file)
+    find_checkpoint_folder(args.run)  # raises for a wrong path
+    with args.imports():
+        from launch.moderation.open_run import load_asked_classifier
+        from launch.moderation_server.forms import category_names
+        from launch.moderation_server.process import run_server
+
     classifier = load_asked_classifier(args)
     names = category_names(classifier.categories, args.name)
     for note in classifier.run.notes:

@@ -41,6 +41,10 @@ WRONG_RUNS = [  # the most frequent mistake: a path that is no run
     ["best-of-n", RUN, "--prompts", "none", "--reward", "none", "--output", "out"],
     ["evaluate", RUN],
     ["generate", RUN],
+    ["moderate", "export", RUN, "--to", "out"],
+    ["moderate", "heads", RUN, "--labels", "none"],
+    ["moderate", "serve", RUN],
+    ["moderate", "score", RUN, "none", "--output", "out.jsonl"],
 ]
 
 
@@ -94,7 +98,7 @@ def test_a_wrong_argument_needs_no_torch(answers, module):
     assert not found["torch"]
 
 
-@pytest.mark.parametrize("words", WRONG_RUNS, ids=lambda words: str(words[0]))
+@pytest.mark.parametrize("words", WRONG_RUNS, ids=lambda words: " ".join(words[: words.index(RUN)]))
 def test_a_wrong_path_of_a_run_needs_no_torch(answers, words):
     (found,) = (one for one in answers if one["words"] == words)
     assert found["status"] == 2
