@@ -173,7 +173,7 @@ gpt.packed_model gpt.inference.cpu_model
 gpt.run gpt.training.run
 gpt.run_saver gpt.training.saver
 gpt.samples gpt.training.samples
-gpt.sampling gpt.inference.sampling
+gpt.sampling gpt.inference.sampling, gpt.inference.sampling_settings
 gpt.scaling_law gpt.evaluation.scaling_law
 gpt.schedule gpt.training.schedule
 gpt.skipped_data gpt.data.skipped
@@ -198,7 +198,7 @@ launch.build launch.training.build
 launch.checkpoint_room launch.training.checkpoint_space
 launch.cluster launch.processes.environment, launch.processes.rank_process
 launch.config launch.config.run_config
-launch.convert launch.commands.convert
+launch.convert launch.commands.convert, launch.commands.arguments.convert
 launch.convert_hugging_face launch.conversion.hugging_face
 launch.convert_megatron launch.conversion.megatron
 launch.convert_plain launch.conversion.plain
@@ -206,20 +206,20 @@ launch.convert_progress launch.processes.terminal
 launch.convert_size launch.conversion.dry_run
 launch.convert_triaxial launch.conversion.rewrite
 launch.converted_run launch.runs.imported_run
-launch.data_audit launch.commands.data.audit
+launch.data_audit launch.commands.data.audit, launch.commands.arguments.data_audit
 launch.demo launch.commands.demo
 launch.determinism launch.processes.determinism
 launch.doctor launch.commands.doctor
 launch.dry_run launch.planning.dry_run
 launch.dry_run_options launch.planning.options
-launch.evaluate launch.commands.evaluate
+launch.evaluate launch.commands.evaluate, launch.commands.arguments.evaluate
 launch.evaluate_text launch.evaluation.texts
 launch.evaluation_record launch.evaluation.wandb_record
 launch.evaluation_tables launch.evaluation.tables
 launch.failures launch.processes.failures
 launch.fast_tier launch.training.local_tier
 launch.few_shot_arguments launch.evaluation.few_shot_arguments
-launch.generate launch.commands.generate
+launch.generate launch.commands.generate, launch.commands.arguments.generate
 launch.generate_file launch.generation.prompt_file
 launch.generate_jobs launch.generation.jobs
 launch.hardware launch.training.hardware
@@ -230,7 +230,7 @@ launch.local_launch launch.processes.local_launch
 launch.local_ranks launch.processes.local_ranks
 launch.machine_facts launch.processes.machine_facts
 launch.mixture launch.commands.data.mixture
-launch.parity launch.commands.parity
+launch.parity launch.commands.parity, launch.commands.arguments.parity
 launch.parity_ranks launch.parity.ranks
 launch.parity_report launch.parity.report, launch.parity.plot
 launch.prepare launch.commands.data.prepare

@@ -19,10 +19,7 @@ from gpt.evaluation.perplexity import TokenCounts, TokenRows, count_targets, val
 from gpt.inference.cpu_model import packed
 from gpt.post_training.sft import LEARNED
 from gpt.tokenizer.special_tokens import special_tokens_of
-from launch.config.run_arguments import (
-    is_first_process,
-    starts_ranks,
-)
+from launch.config.run_arguments import is_first_process, starts_ranks
 from launch.evaluation import texts as text_evaluation
 from launch.evaluation.few_shot_arguments import few_shot_tasks
 from launch.evaluation.sample_logs import check_sample_folder, write_samples

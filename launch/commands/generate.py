@@ -12,11 +12,7 @@ from gpt.inference.generation import Continuation
 from gpt.inference.model import InferenceModel
 from gpt.inference.sampling_settings import Sampling
 from gpt.inference.text_stream import GeneratedText
-from launch.config.run_arguments import (
-    DEFAULT_BATCH_TOKENS,
-    is_first_process,
-    starts_ranks,
-)
+from launch.config.run_arguments import DEFAULT_BATCH_TOKENS, is_first_process, starts_ranks
 from launch.generation.jobs import GenerationJob, GenerationSettings, PromptLine, continue_batch, make_jobs
 from launch.generation.prompt_file import batches_of, continue_jobs, read_lines, write_lines
 from launch.runs.open_model import OpenedModel, opened_model, preview_model, start_ranks

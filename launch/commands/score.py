@@ -12,10 +12,7 @@ from data_prep.conversations.read import describe_left_out
 from gpt.errors import one_line
 from gpt.files.json_text import without_nan
 from gpt.post_training.ranking_accuracy import Floats, RankedPrompt, ranking_report
-from launch.config.run_arguments import (
-    is_first_process,
-    starts_ranks,
-)
+from launch.config.run_arguments import is_first_process, starts_ranks
 from launch.processes.terminal import SafeConsole, work_progress
 from launch.reports.written import json_destination, write_page
 from launch.rewards.calibrate import RewardShift, publish_calibrated

@@ -16,6 +16,7 @@ DTYPE_NAMES = ("float32", "bfloat16")
 EXPORT_DTYPE_NAMES = (*DTYPE_NAMES, "float16")  # a model imported in float16 may be exported in it
 BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384  # of a classifier: the activations of more do not fit into a CPU's caches
 DEFAULT_NEW_TOKENS = 100  # of a generated text
+DEFAULT_JUDGED_TOKENS = 1024  # of an answer for a judge, as in FastChat
 DEFAULT_BATCH_TOKENS = 8192  # of generated texts: prompts and new tokens
 LAYOUT_KEYS = ("tensor", "pipeline", "data", "split")  # of [parallel]; its other keys only affect training
 

@@ -6,14 +6,13 @@ from pathlib import Path
 from gpt.errors import ConfigError
 from gpt.inference.sampling_settings import Sampling
 from launch.config.run_arguments import (
+    DEFAULT_JUDGED_TOKENS,
     add_device_arguments,
     add_layout_arguments,
     add_run_arguments,
     find_checkpoint_folder,
 )
 from launch.reports.written import check_output
-
-DEFAULT_NEW_TOKENS = 1024  # FastChat's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help=f"the longest answer, or fewer if the model's context ends before (default: {DEFAULT_NEW_TOKENS})",
+        help=f"the longest answer, or fewer if the model's context ends before (default: {DEFAULT_JUDGED_TOKENS})",
     )
     parser.add_argument(
         "--temperature", type=float, metavar="T", help="one temperature for all (default: FastChat's by category)"

@@ -6,11 +6,7 @@ import sys
 from gpt.errors import one_line
 from gpt.inference.cpu_model import packed
 from gpt.inference.sampling_settings import Sampling
-from launch.commands.arguments.answer import DEFAULT_NEW_TOKENS
-from launch.config.run_arguments import (
-    is_first_process,
-    starts_ranks,
-)
+from launch.config.run_arguments import DEFAULT_JUDGED_TOKENS, is_first_process, starts_ranks
 from launch.evaluation.judge_questions import JudgeQuestion, answer_line, answer_questions, read_questions
 from launch.generation.chat import ChatSettings
 from launch.generation.prompt_file import write_lines
@@ -29,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
             print(one_line(note), file=sys.stderr)
         settings = ChatSettings(
             Sampling(args.temperature or 0.0),
-            default_new_tokens=args.max_new_tokens or DEFAULT_NEW_TOKENS,
+            default_new_tokens=args.max_new_tokens or DEFAULT_JUDGED_TOKENS,
             shows=opened.is_main,
         )
         model = packed(opened.model, rows=len(questions))
