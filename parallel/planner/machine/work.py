@@ -7,8 +7,8 @@ from parallel.planner.machine.interpolation import SpeedGrid, TimeCurve
 from parallel.planner.machine.profile import RanksTables
 from parallel.planner.step_time.job import Job
 
-# Kernels that one block starts in forward: products, attention, norms, activation, sums, copies.
 GRAIN = 2**15  # elements: torch splits larger elementwise kernels among threads (at::internal::GRAIN_SIZE)
+# Kernels that one block starts in forward: products, attention, norms, activation, sums, copies.
 KERNELS = {"layernorm": 1, "rmsnorm": 1, "gelu": 1, "swiglu": 2, "rope": 6}
 
 
