@@ -45,14 +45,16 @@ class AttentionHeads(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, mean: Tensor, deviation: Tensor, n_queries: int, n_categories: int) -> None:
+    def __init__(
+        self, mean: Tensor, deviation: Tensor, n_queries: int, n_categories: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("deviation", deviation)
         self.query = nn.Parameter(torch.zeros(n_queries, len(mean)))  # the first stays near the plain mean
         self.value = nn.Parameter(torch.zeros(n_queries, len(mean), n_categories))
         self.bias = nn.Parameter(torch.zeros(n_categories))
-        nn.init.normal_(self.query[1:].detach(), std=0.02)
+        nn.init.normal_(self.query[1:].detach(), std=0.02, generator=generator)
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         x = states.clamp(-_CLIP, _CLIP).float()
@@ -79,9 +81,9 @@ def fit_attention_heads(
         known_labels(category, column, None)
     if not all(map(len, states)):
         raise ConfigError("a text without a token is invalid: attention needs one. Give it the end-of-document token")
-    torch.manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
-    heads = AttentionHeads(*_mean_and_deviation(states), settings.n_queries, len(ids))
+    heads = AttentionHeads(*_mean_and_deviation(states), settings.n_queries, len(ids), generator)
     others = {"params": [heads.query, heads.bias], "weight_decay": 0.0}
     optimizer = torch.optim.AdamW(
         [{"params": [heads.value], "weight_decay": settings.weight_decay}, others], lr=settings.learning_rate

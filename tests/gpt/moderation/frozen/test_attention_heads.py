@@ -42,7 +42,9 @@ def test_a_single_telling_token_is_found():
 def test_padding_changes_no_logit_and_the_seed_fixes_the_fit():
     states, labels = drawn(60, 2)
     settings = AttentionSettings(epochs=1, batch_texts=16)
+    before = torch.get_rng_state()
     first, second = (fit_attention_heads(states, labels, IDS, settings) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)  # other random draws of the program stay the same
     together, alone = attention_logits(first, states), attention_logits(first, states, batch_texts=1)
     assert np.abs(together - alone).max() < 1e-4
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
