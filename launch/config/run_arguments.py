@@ -95,6 +95,12 @@ def starts_ranks(args: argparse.Namespace) -> bool:
     return False
 
 
+def check_run_arguments(args: argparse.Namespace) -> None:
+    """ConfigError for a wrong `--nproc` or a path that is no run, before torch is imported."""
+    starts_ranks(args)
+    find_checkpoint_folder(args.run)
+
+
 def is_first_process() -> bool:
     """Return whether this is rank 0, or the only process."""
     return ClusterEnvironment.from_environment().rank == 0

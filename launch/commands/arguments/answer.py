@@ -10,7 +10,7 @@ from launch.config.run_arguments import (
     add_device_arguments,
     add_layout_arguments,
     add_run_arguments,
-    find_checkpoint_folder,
+    check_run_arguments,
 )
 from launch.reports.written import check_output
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
-    find_checkpoint_folder(args.run)  # raises for a wrong path
+    check_run_arguments(args)
     with args.imports():
         from launch.commands.judging import answer
 

@@ -8,7 +8,7 @@ from launch.config.run_arguments import (
     add_device_arguments,
     add_layout_arguments,
     add_run_arguments,
-    find_checkpoint_folder,
+    check_run_arguments,
 )
 from launch.evaluation.few_shot_arguments import add_few_shot_arguments
 from launch.reports.written import add_json_option
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("max_validation_tokens", "batch_tokens"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is invalid: it must be at least 1.")
-    find_checkpoint_folder(args.run)  # raises for a wrong path
+    check_run_arguments(args)
     with args.imports():
         from launch.commands import evaluate
 

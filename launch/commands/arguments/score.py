@@ -8,7 +8,7 @@ from launch.config.run_arguments import (
     add_device_arguments,
     add_layout_arguments,
     add_run_arguments,
-    find_checkpoint_folder,
+    check_run_arguments,
     is_first_process,
 )
 from launch.reports.written import add_json_option, check_destination
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
-    find_checkpoint_folder(args.run)  # raises for a wrong path
+    check_run_arguments(args)
     with args.imports():
         from launch.commands import score
 

@@ -8,7 +8,7 @@ from gpt.telemetry.screen import counted
 from launch.config.run_arguments import (
     add_classifier_arguments,
     add_run_arguments,
-    find_checkpoint_folder,
+    check_run_arguments,
     is_first_process,
     starts_ranks,
 )
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     check_destination("--json", args.json)  # on every rank, so that none waits for the main rank
     if args.output.is_dir():
         raise ConfigError(f"--output {args.output} is invalid: it is a folder. Name a file in it")
-    find_checkpoint_folder(args.run)  # raises for a wrong path
+    check_run_arguments(args)
     with args.imports():
         from launch.moderation.open_run import opened_classifier
         from launch.moderation.score import ScoreRequest, score_inputs

@@ -47,12 +47,19 @@ WRONG_RUNS = [  # the most frequent mistake: a path that is no run
     ["moderate", "score", RUN, "none", "--output", "out.jsonl"],
 ]
 
+WRONG_RANKS = [
+    ["answer", RUN, "--questions", "none", "--output", "out", "--nproc", "0"],
+    ["evaluate", RUN, "--nproc", "0"],
+    ["generate", RUN, "--nproc", "0"],
+    ["moderate", "score", RUN, "none", "--output", "out.jsonl", "--nproc", "0"],
+]
+
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     """The answer to each of the words below, from one process: its status, its text, and whether torch was loaded."""
     asked = [[*name.split(), "--help"] for name in COMMANDS]
-    asked += [words for words, _ in WRONG.values()] + WRONG_RUNS
+    asked += [words for words, _ in WRONG.values()] + WRONG_RUNS + WRONG_RANKS
     code = (
         "import contextlib, io, json, sys\n"
         "class Refuse:\n"
@@ -103,6 +110,15 @@ def test_a_wrong_path_of_a_run_needs_no_torch(answers, words):
     (found,) = (one for one in answers if one["words"] == words)
     assert found["status"] == 2
     assert f"{RUN}: no such folder" in found["text"]
+    assert not found["torch"]
+
+
+@pytest.mark.parametrize("words", WRONG_RANKS, ids=lambda words: " ".join(words[: words.index(RUN)]))
+def test_a_wrong_number_of_processes_needs_no_torch(answers, words):
+    """It is also named before a wrong path."""
+    (found,) = (one for one in answers if one["words"] == words)
+    assert found["status"] == 2
+    assert "--nproc 0 is invalid: must be at least 1" in found["text"]
     assert not found["torch"]
 
 
