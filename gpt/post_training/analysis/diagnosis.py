@@ -28,8 +28,8 @@ SYMPTOMS = (
     ),
     Symptom(
         "sampler gap",
-        "sampler and training forward differ by more than 0.02 nats a token",
-        "our rule; rounding in bf16 gives less",
+        "sampler and training forward differ by more than 0.1 nats a token",
+        "our rule; rounding in bf16 gives 0.04 on SmolLM2-135M",
         "Use one temperature in both. Check that the sampler has the newest weights, and compare the two in float32.",
         symptoms.sampler_gap,
     ),
