@@ -28,7 +28,8 @@ SYMPTOMS = (
     ),
     Symptom(
         "sampler gap",
-        "sampler and training forward differ by more than 0.1 nats a token",
+        "sampler and training forward differ by more than 0.1 nats a token, or by more than 0.02 and twice as much as "
+        "in the first iteration",
         "our rule; rounding in bf16 gives 0.04 on SmolLM2-135M",
         "Use one temperature in both. Check that the sampler has the newest weights, and compare the two in float32.",
         symptoms.sampler_gap,

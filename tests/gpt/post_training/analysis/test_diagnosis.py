@@ -107,4 +107,5 @@ def test_every_symptom_states_its_rule_source_and_remedy_and_has_a_test():
 def test_rounding_in_bf16_is_no_sampler_gap(tabular):
     """SmolLM2-135M in bf16 has 0.043 with equal weights in sampler and training forward."""
     assert diagnose(tabular.as_metrics({"sampler_gap": [0.0433] * 10})) == []
-    assert names(diagnose(tabular.as_metrics({"sampler_gap": [0.15] * 10}))) == ["sampler gap"]
+    for gaps in ([0.15] * 10, [0.0433] * 3 + [0.095] * 7, [1e-6] * 3 + [0.03] * 7):
+        assert names(diagnose(tabular.as_metrics({"sampler_gap": gaps}))) == ["sampler gap"]
