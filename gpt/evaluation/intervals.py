@@ -1,4 +1,4 @@
-"""Confidence intervals: Wilson's of a proportion, and a bootstrap over groups such as prompts."""
+"""Confidence intervals: Wilson's of a proportion, a bootstrap over groups such as prompts, and both as text."""
 
 import math
 from collections.abc import Sequence
@@ -19,6 +19,19 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+
+def interval_text(interval: Interval, *, percent: bool = True) -> str:
+    """An estimate with its bounds, in percent or as a number."""
+    if interval.estimate != interval.estimate:
+        return "no data"
+
+    def text(value: float) -> str:
+        return f"{value:.1%}" if percent else f"{value:.4g}"
+
+    if interval.low != interval.low:
+        return text(interval.estimate)
+    return f"{text(interval.estimate)} ({text(interval.low)} to {text(interval.high)})"
 
 
 def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> Interval:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt.errors import ConfigError
-from gpt.evaluation.intervals import Interval
+from gpt.evaluation.intervals import interval_text
 from launch.comparison.votes import read_key, read_votes
 from launch.comparison.win_rates import VoteSummary, summarise
 from launch.processes.terminal import printable, table_console
@@ -50,16 +50,3 @@ def report(summary: VoteSummary, n_replaced: int, emit: Emit) -> None:
     ):
         console.print(Text(f"{what}: {interval_text(interval)}"))
     emit(asdict(summary))
-
-
-def interval_text(interval: Interval, *, percent: bool = True) -> str:
-    """An estimate with its bounds, in percent or as a number."""
-    if interval.estimate != interval.estimate:
-        return "no data"
-
-    def text(value: float) -> str:
-        return f"{value:.1%}" if percent else f"{value:.4g}"
-
-    if interval.low != interval.low:
-        return text(interval.estimate)
-    return f"{text(interval.estimate)} ({text(interval.low)} to {text(interval.high)})"

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from gpt.evaluation.intervals import interval_text
 from gpt.files.atomic import replace_file
 from gpt.inference.cpu_model import packed
 from gpt.inference.model import LocalModel
@@ -20,7 +21,6 @@ from gpt.post_training.analysis.best_of_n import (
     draw_samples,
 )
 from launch.comparison.prompts import ComparedPrompt, read_conversations
-from launch.comparison.vote_report import interval_text
 from launch.evaluation.best_of_n import Turns, best_lines, reward_of, sample_lines
 from launch.generation.chat import ChatPrompt, ChatSettings, answer_chats
 from launch.generation.prompt_file import write_lines

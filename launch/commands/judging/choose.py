@@ -8,11 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt.errors import ConfigError
+from gpt.evaluation.intervals import interval_text
 from gpt.files.atomic import replace_file
 from gpt.inference.sampling_settings import Sampling
 from launch.comparison.answers import ComparedSettings, answers_of
 from launch.comparison.prompts import ComparedPrompt, read_conversations
-from launch.comparison.vote_report import interval_text
 from launch.evaluation.best_of_n import Turns, reward_of
 from launch.evaluation.checkpoint_choice import ScoredCheckpoint, ranked_checkpoints
 from launch.processes.terminal import table_console

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from gpt.errors import ConfigError
 from gpt.evaluation.few_shot.tasks import OpenTasks
+from gpt.evaluation.intervals import interval_text
 from gpt.inference.cpu_model import packed
 from gpt.inference.model import LocalModel
 from launch.commands.evaluate import evaluate_few_shot
-from launch.comparison.vote_report import interval_text
 from launch.evaluation.few_shot_arguments import few_shot_tasks
 from launch.evaluation.sample_logs import check_sample_folder
 from launch.evaluation.task_differences import (

@@ -7,10 +7,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from gpt.evaluation.intervals import interval_text
 from gpt.inference.sampling_settings import Sampling
 from gpt.post_training.analysis.toxicity import Toxicity
 from launch.comparison.answers import ComparedSettings, answers_of
-from launch.comparison.vote_report import interval_text
 from launch.evaluation.toxicity import (
     by_group,
     continuation_lines,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gpt.evaluation.intervals import bootstrap_interval, wilson_interval
+from gpt.evaluation.intervals import Interval, bootstrap_interval, interval_text, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,10 @@ def test_the_bootstrap_covers_the_mean_about_as_often_as_it_says():
         found = bootstrap_interval(groups, resamples=400)
         covered += found.low <= 0.3 <= found.high
     assert 0.9 <= covered / 200 <= 0.985
+
+
+def test_an_interval_has_bounds_only_if_they_are_known():
+    assert interval_text(Interval(0.5, 0.25, 0.75)) == "50.0% (25.0% to 75.0%)"
+    assert interval_text(Interval(0.5, 0.25, 0.75), percent=False) == "0.5 (0.25 to 0.75)"
+    assert interval_text(Interval(0.5, math.nan, math.nan)) == "50.0%"
+    assert interval_text(Interval(*[math.nan] * 3)) == "no data"
