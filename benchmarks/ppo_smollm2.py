@@ -1,6 +1,6 @@
 """PPO of SmolLM2-135M against a second reward model that it never sees, with baselines, in steps that resume.
 
-    python benchmarks/ppo_smollm2.py run FOLDER --model SMOLLM2 [--iterations 24] [--episodes 32] ... (--help)
+    python benchmarks/ppo_smollm2.py run FOLDER --model SMOLLM2 [--iterations 12] [--episodes 32] ... (--help)
     python benchmarks/ppo_smollm2.py report FOLDER [--json FILE]
 
 Needs AlpacaEval's rankings (805 prompts with 9 outputs and a judge's log-odds) and a Hugging Face folder of
@@ -88,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     run.add_argument("--row-tokens", type=int, default=8192, help="of a step of a reward model")
     run.add_argument("--reward-epochs", type=float, default=1.0)
-    run.add_argument("--iterations", type=int, default=24)
+    run.add_argument("--iterations", type=int, default=12)
     run.add_argument("--episodes", type=int, default=32, help="of an iteration")
     run.add_argument("--answers", type=int, default=2, help="of each held-out prompt")
     run.add_argument("--n", type=int, default=8, help="of best-of-n")
@@ -205,14 +205,16 @@ def train_policy(args: argparse.Namespace, name: str, seed: int) -> None:
         "objective.rewards": f'[{{ run = "{folder}/proxy" }}]',
         "objective.gold": f'[{{ run = "{folder}/gold" }}]',
         "objective.ptx": f'[{{ path = "{folder}/text" }}]',
-        "objective.ptx_gamma": 1.0,
+        "objective.beta": 0.1,
+        "objective.ptx_gamma": 0.05,
         "objective.gae_lambda": 1.0,
         "objective.critic_warmup_iterations": 1,
         "objective.value_learning_rate": 2e-5,
         "objective.max_response_tokens": args.tokens // 2,
         "objective.minibatch_episodes": min(16, args.episodes),
-        "optimizer.learning_rate": 2e-5,
+        "optimizer.learning_rate": 1e-4,
         "optimizer.frozen": '["embed.*", "blocks.[0-9].*", "blocks.1[0-4].*"]',
+        "schedule.warmup_steps": 3,
         "train.total_steps": args.iterations,
         "checkpoint.every_steps": 5,
         "checkpoint.keep_last": 1,
