@@ -10,6 +10,7 @@ from gpt.data.config import DataConfig
 from gpt.data.dataset import TrainingData
 from gpt.errors import ConfigError, nearest_divisors
 from gpt.model.config import ModelConfig
+from gpt.post_training.config import Pool
 from gpt.post_training.ppo.config import GRPOConfig, PPOConfig, RewardSource
 from gpt.post_training.ppo.models import PPOSetup
 from gpt.post_training.ppo.rewards import RewardFunction, load_function
@@ -23,7 +24,7 @@ from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.saved_run import model_section
 from launch.training.train_rank import Prepared
 from parallel.checkpoint.folders import list_checkpoints
-from parallel.checkpoint.handle import CheckpointHeader, read_checkpoint_header
+from parallel.checkpoint.handle import read_checkpoint_header
 from parallel.checkpoint.manifest import manifest_digest
 from parallel.engines.capabilities import capabilities_of
 from parallel.layout.config import BatchConfig
@@ -40,6 +41,7 @@ class ModelPlan:
     config: dict[str, Any]  # of the run that made it
     tokenizer: object  # fingerprint of the one that this run read, None if unknown
     digest: str  # SHA-256 of the checkpoint's manifest, which has those of its files
+    pool: Pool  # how its head is read, if that is scalar
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,17 @@ def reward_key(source: RewardSource) -> str:
 
 def plan_model(config: RunConfig, source: Path, world_size: int, *, key: str, kind: str | None = None) -> ModelPlan:
     """Read the configuration of a run's newest checkpoint, and lay its model out over the ranks of this run."""
-    header, saved = read_source(source, key=key)
+    try:
+        directory, path = find_checkpoint_folder(source)
+    except ConfigError as error:
+        raise ConfigError(f"{key} is invalid: {error}") from None
+    found = list_checkpoints(directory)
+    if path is None and not found:
+        raise ConfigError(f"{key}: {directory} contains no checkpoint")
+    header = read_checkpoint_header(path or found[0])
+    saved = header.state.get("config")
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{key}: {path or found[0]} does not record its configuration")
     made_by = saved.get("objective", {}).get("kind", "next_token")
     if kind is not None and made_by != kind:
         raise ConfigError(f"{key} is invalid: it is a run of objective.kind = '{made_by}'. Use one of '{kind}'")
@@ -236,23 +248,18 @@ def plan_model(config: RunConfig, source: Path, world_size: int, *, key: str, ki
         saved,
         header.state.get("tokenizer"),
         manifest_digest(header.manifest),
+        pool_of(header.state),
     )
 
 
-def read_source(source: Path, *, key: str) -> tuple[CheckpointHeader, dict[str, Any]]:
-    """The header of a run's newest checkpoint, and the run's configuration. ConfigError, which starts with `key`."""
-    try:
-        directory, path = find_checkpoint_folder(source)
-    except ConfigError as error:
-        raise ConfigError(f"{key} is invalid: {error}") from None
-    found = list_checkpoints(directory)
-    if path is None and not found:
-        raise ConfigError(f"{key}: {directory} contains no checkpoint")
-    header = read_checkpoint_header(path or found[0])
-    saved = header.state.get("config")
-    if not isinstance(saved, dict):
-        raise ConfigError(f"{key}: {path or found[0]} does not record its configuration")
-    return header, saved
+def pool_of(state: dict[str, Any]) -> Pool:
+    """How the scalar head of a checkpoint with this state is read. The value model of a PPO run has its own pool."""
+    objective = state["config"].get("objective", {})
+    if objective.get("kind") == "ppo":
+        pool: Pool = state["loop"]["phases"].get("value_pool", "last")
+    else:
+        pool = objective.get("pool", "last")
+    return pool
 
 
 def lay_out(config: RunConfig, model: ModelConfig, world_size: int) -> Layout:

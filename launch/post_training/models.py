@@ -2,10 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from gpt.errors import ConfigError
-from gpt.post_training.config import Pool
 from gpt.post_training.ppo.config import Placement, RewardSource
 from gpt.post_training.ppo.models import PPOModels
 from gpt.post_training.ppo.objectives import Value
@@ -15,7 +13,7 @@ from gpt.training.engine import Engine
 from gpt.training.objective import Objective
 from gpt.training.optimizer import OptimizerConfig
 from launch.config.run_config import RunConfig, from_dict
-from launch.post_training.checks import ModelPlan, PPOParts, read_source, reward_key, value_source
+from launch.post_training.checks import ModelPlan, PPOParts, reward_key
 from launch.runs.saved_run import find_checkpoint
 from launch.training.build import ENDS
 from launch.training.resume import RunStart
@@ -30,7 +28,8 @@ from parallel.layout.mesh import Mesh, build_mesh
 def starting_state(parts: PPOParts, start: RunStart) -> PPOState:
     """The state of a new run, or that of the checkpoint to resume from. A beta that is fixed follows the recipe."""
     if start.checkpoint is None:
-        return PPOState(start.state, parts.config.beta, models={})
+        pool = parts.plans["value"].pool if "value" in parts.plans else "last"
+        return PPOState(start.state, parts.config.beta, models={}, value_pool=pool)
     state = PPOState.from_loop(start.state)
     if parts.config.target_kl is None:
         state.beta = parts.config.beta
@@ -49,7 +48,7 @@ def build_models(base: Prepared, parts: PPOParts, start: RunStart, state: PPOSta
     value = None
     if "value" in parts.plans:
         optimizer = replace(config.optimizer, learning_rate=objective.value_learning_rate, frozen=(), groups=())
-        learns = Value(clip=objective.value_clip, pool=pool_of(parts.plans["value"].config))
+        learns = Value(clip=objective.value_clip, pool=state.value_pool)
         value = maker.engine(parts.plans["value"], learns, optimizer=optimizer, placement="value", init=True)
     ema = maker.engine(None, base.objective, placement="ema") if objective.ema else None
     if start.checkpoint is not None:
@@ -142,19 +141,6 @@ class EngineMaker:
         self.state.models[name] = str(checkpoint.path.absolute())
         self.state.digests[name] = manifest_digest(checkpoint.manifest)
         return checkpoint
-
-
-def pool_of(saved: dict[str, Any]) -> Pool:
-    """How the scalar head of a run is read: that of PPO's value model as that of the model it started from.
-
-    `saved`: the run's configuration. ConfigError: PPO's value model started from a run that is missing.
-    """
-    objective = saved.get("objective", {})
-    if objective.get("kind") != "ppo":
-        pool: Pool = objective.get("pool", "last")
-        return pool
-    source = value_source(from_dict(saved))
-    return pool_of(read_source(source, key=f"objective.value_from: it is a value model that started from {source}")[1])
 
 
 def saved_with(base: Prepared, name: str, step: int) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from gpt.post_training.config import Pool
 from gpt.post_training.kl import adapted_beta
 from gpt.post_training.ppo.config import PPOConfig
 from gpt.training.run import LoopState
@@ -10,13 +11,15 @@ from gpt.training.run import LoopState
 @dataclass
 class PPOState:
     """`loop`: the part that every run has; its step counts iterations. `models`: the checkpoints that the frozen models
-    and the value model started from, by name, so that a resumed run finds the same ones; `digests` recognise them."""
+    and the value model started from, by name, so that a resumed run finds the same ones; `digests` recognise them.
+    `value_pool`: how the head of the value model is read, see RewardConfig."""
 
     loop: LoopState
     beta: float
     models: dict[str, str]
     digests: dict[str, str] = field(default_factory=dict)
     nan_rewards: int = 0  # episodes that no reward could score, of the whole run
+    value_pool: Pool = "last"
 
     @property
     def step(self) -> int:
@@ -30,6 +33,7 @@ class PPOState:
             "models": self.models,
             "digests": self.digests,
             "nan_rewards": self.nan_rewards,
+            "value_pool": self.value_pool,
         }
         return self.loop
 
@@ -37,7 +41,14 @@ class PPOState:
     def from_loop(cls, loop: LoopState) -> "PPOState":
         """Restore the result of `to_loop`."""
         own = loop.phases
-        return cls(loop, float(own["beta"]), dict(own["models"]), dict(own.get("digests", {})), int(own["nan_rewards"]))
+        return cls(
+            loop,
+            float(own["beta"]),
+            models=dict(own["models"]),
+            digests=dict(own.get("digests", {})),
+            nan_rewards=int(own["nan_rewards"]),
+            value_pool=own.get("value_pool", "last"),
+        )
 
     def adapt_beta(self, config: PPOConfig, *, kl: float, episodes: int) -> None:
         """Move beta so that the KL in nats a response approaches `target_kl` (arXiv 1909.08593, section 2.2)."""

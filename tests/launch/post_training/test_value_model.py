@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ import torch
 import torch.distributed as dist
 
 import triaxial
-from gpt.errors import ConfigError
 from gpt.losses.batch import Batch
 from gpt.telemetry.time_ledger import TimeLedger
-from launch.config.run_config import as_dict, read_run_config
+from launch.config.run_config import read_run_config
 from launch.main import main
-from launch.post_training.models import build_models, pool_of, starting_state
+from launch.post_training.models import build_models, starting_state
 from launch.post_training.train_ppo import prepare
 from launch.processes.environment import ClusterEnvironment
 from launch.training.resume import fresh_start
+from launch.training.train_rank import find_run_start
 
 
 @pytest.fixture(autouse=True)
@@ -73,15 +74,23 @@ def test_values_are_the_rewards_of_the_text_so_far(instruct: Any, mean_run: Path
     assert values.std() > 1e-3
 
 
-def test_the_pool_is_that_of_the_reward_model_at_the_start(instruct: Any, mean_run: Path, tmp_path: Path) -> None:
-    folder = instruct.folder
-
-    def pool(*words: str) -> str:
-        return pool_of(as_dict(config_of(instruct, tmp_path / "run", *words)))
-
-    assert pool("--objective.rewards", f'[{{ run = "{mean_run}" }}]') == "mean"
-    assert pool() == pool("--objective.value_from", str(folder / "base")) == "last"
-    assert pool("--objective.value_from", str(mean_run)) == "mean"
-    gone = "objective.value_from: it is a value model that started from .*gone is invalid: .*no such folder"
-    with pytest.raises(ConfigError, match=gone):
-        pool("--objective.value_from", str(tmp_path / "gone"))
+def test_a_resumed_run_keeps_the_pool_of_its_start(instruct: Any, mean_run: Path, tmp_path: Path) -> None:
+    """Also if the reward model was trained again with another pool; and a later run starts from such a value model."""
+    words = ["--objective.rewards", f'[{{ run = "{mean_run}" }}]', "--objective.gold", "[]", "--train.total_steps", "1"]
+    words += ["--objective.ptx", "[]"]
+    run = tmp_path / "run"
+    dist.destroy_process_group()
+    try:
+        assert main(["train", str(instruct.recipe), "--run.directory", str(run), *words]) == 0
+    finally:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    ready = prepare(config_of(instruct, run, *words), ClusterEnvironment(), TimeLedger(None), resume=None)
+    start, _ = find_run_start(ready.base)
+    assert start.checkpoint is not None
+    plans = {**ready.parts.plans, "value": replace(ready.parts.plans["value"], pool="last")}
+    assert starting_state(replace(ready.parts, plans=plans), start).value_pool == "mean"
+    later = config_of(instruct, tmp_path / "later", *words, "--objective.value_from", str(run / "value"))
+    ready = prepare(later, ClusterEnvironment(), TimeLedger(None), resume=None)
+    assert ready.parts.plans["value"].pool == "mean"
+    other = config_of(instruct, tmp_path / "other", *words, "--objective.value_from", str(instruct.folder / "base"))
+    assert prepare(other, ClusterEnvironment(), TimeLedger(None), resume=None).parts.plans["value"].pool == "last"
