@@ -1,4 +1,4 @@
-"""Attention heads on token states of frozen SmolLM2 beside TF-IDF, on five folds of samples-1680.
+"""Attention pooling of token states of frozen SmolLM2 beside TF-IDF, on five folds of samples-1680.
 
     python benchmarks/moderation_attention.py DATA RUN OUT [--layers 8] [--also TUNED ...] [--inner] [--json FILE]
 
@@ -22,7 +22,7 @@ from moderation_finetune import NAMES, Cache, frozen_states, of_folds, pieces_of
 from moderation_folds import FOLDS, LEFT_OUT, SEED, compare, word_scores
 from torch import Tensor
 
-from gpt.moderation.frozen.attention_heads import AttentionSettings, attention_logits, fit_attention_heads
+from gpt.moderation.frozen.attention_pooling import PoolingSettings, fit_attention_pooling, pooled_logits
 from gpt.moderation.measures.intervals import measure_interval
 from gpt.moderation.measures.ranking import any_label, average_precision
 from launch.runs.saved_run import load_run
@@ -44,11 +44,11 @@ def token_states(args: argparse.Namespace, texts: list[str], layer: int) -> list
 def fitted(args: argparse.Namespace, states: list[Tensor], labels: np.ndarray, parts: tuple, seed: int) -> np.ndarray:
     """The test texts' logits (n, c) by heads fitted to the others."""
     rows, test = parts
-    settings = AttentionSettings(
+    settings = PoolingSettings(
         n_queries=args.queries, epochs=args.epochs, learning_rate=args.lr, weight_decay=args.decay, seed=seed
     )
-    heads = fit_attention_heads([states[i] for i in rows], labels[rows], NAMES, settings)
-    return attention_logits(heads, [states[i] for i in test])
+    heads = fit_attention_pooling([states[i] for i in rows], labels[rows], NAMES, settings)
+    return pooled_logits(heads, [states[i] for i in test])
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ _CLIP = 60.0
 
 
 @dataclass(frozen=True)
-class AttentionSettings:
+class PoolingSettings:
     """`n_queries` queries shared by all categories; `epochs` passes over the texts, in batches of `batch_texts`."""
 
     n_queries: int = 8
@@ -39,7 +39,7 @@ class AttentionSettings:
                 raise ConfigError(f"{name} = {getattr(self, name):g} is invalid: must be above 0. Use {value:g}")
 
 
-class AttentionHeads(nn.Module):
+class PooledHeads(nn.Module):
     """Logits (b, c) from the token states (b, t, d) of texts of `lengths` (b,) tokens; padding is behind each text."""
 
     mean: Tensor
@@ -68,22 +68,22 @@ class AttentionHeads(nn.Module):
         return logits
 
 
-def fit_attention_heads(
-    states: Sequence[Tensor], labels: Floats, ids: Sequence[str], settings: AttentionSettings | None = None
-) -> AttentionHeads:
+def fit_attention_pooling(
+    states: Sequence[Tensor], labels: Floats, ids: Sequence[str], settings: PoolingSettings | None = None
+) -> PooledHeads:
     """Fit the heads of the categories `ids` to the token states of n texts, each (t, d), and to their labels (n, c):
     1, 0, NaN where unknown, which has no loss.
 
     ConfigError: a category lacks a positive or a negative label, or a text has no token.
     """
-    settings = settings or AttentionSettings()
+    settings = settings or PoolingSettings()
     for category, column in zip(ids, labels.T, strict=True):
         known_labels(category, column, None)
     if not all(map(len, states)):
         raise ConfigError("a text without a token is invalid: attention needs one. Give it the end-of-document token")
     generator = torch.Generator().manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
-    heads = AttentionHeads(*_mean_and_deviation(states), settings.n_queries, len(ids), generator)
+    heads = PooledHeads(*_mean_and_deviation(states), settings.n_queries, len(ids), generator)
     others = {"params": [heads.query, heads.bias], "weight_decay": 0.0}
     optimizer = torch.optim.AdamW(
         [{"params": [heads.value], "weight_decay": settings.weight_decay}, others], lr=settings.learning_rate
@@ -108,7 +108,7 @@ def fit_attention_heads(
 
 
 @torch.inference_mode()
-def attention_logits(heads: AttentionHeads, states: Sequence[Tensor], *, batch_texts: int = 32) -> Floats:
+def pooled_logits(heads: PooledHeads, states: Sequence[Tensor], *, batch_texts: int = 32) -> Floats:
     """The logits (n, c) of texts from their token states, each (t, d), without a parents' maximum."""
     order = sorted(range(len(states)), key=lambda i: len(states[i]))
     found = np.zeros((len(states), len(heads.bias)))
