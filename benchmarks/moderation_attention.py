@@ -101,7 +101,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "run", "out"):
         parser.add_argument(name, type=Path)
-    for name, value in {"tokens": 192, "queries": 8, "epochs": 4, "seeds": 1}.items():
+    for name, value in {"tokens": 192, "queries": 8, "epochs": 4, "seeds": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, number in {"lr": 2e-3, "decay": 0.1}.items():
         parser.add_argument(f"--{name}", type=float, default=number)
