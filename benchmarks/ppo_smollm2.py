@@ -205,19 +205,9 @@ def train_policy(args: argparse.Namespace, name: str, seed: int) -> None:
         "objective.rewards": f'[{{ run = "{folder}/proxy" }}]',
         "objective.gold": f'[{{ run = "{folder}/gold" }}]',
         "objective.ptx": f'[{{ path = "{folder}/text" }}]',
-        "objective.beta": 0.1,
-        "objective.ptx_gamma": 0.05,
-        "objective.gae_lambda": 1.0,
-        "objective.critic_warmup_iterations": 1,
-        "objective.value_learning_rate": 2e-5,
         "objective.max_response_tokens": args.tokens // 2,
         "objective.minibatch_episodes": min(16, args.episodes),
-        "optimizer.learning_rate": 1e-4,
-        "optimizer.frozen": '["embed.*", "blocks.[0-9].*", "blocks.1[0-4].*"]',
-        "schedule.warmup_steps": 3,
         "train.total_steps": args.iterations,
-        "checkpoint.every_steps": 5,
-        "checkpoint.keep_last": 1,
     }
     words |= dict(setting.split("=", 1) for setting in (*args.settings, *POLICIES[name]))
     train(str(policy_recipe(folder)), words)

@@ -53,7 +53,8 @@ class RolloutsConfig:
     gold: tuple[RewardSource, ...] = ()
     """Rewards that are measured and logged, and that the policy never learns from."""
     missing_end_reward: float | None = None
-    """Reward of a response without an end token, in place of its score. By default the score counts."""
+    """Reward of a response without an end token, in place of its score. By default the score counts. Below the scores
+    of responses that end."""
     max_response_tokens: int = 1024
     """Tokens of a response at most, the end token included. `data.seq_len` limits prompt and response together."""
     temperature: float = 1.0

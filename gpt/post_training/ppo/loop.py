@@ -59,7 +59,7 @@ class PPOLoop:
             if engine is not None
         ]
         self.started_at = self.saved_at = time.monotonic()
-        self.saved_step, self.sampler, self.trained_tokens = saved_step, sampler, 0
+        self.saved_step, self.sampler, self.trained_tokens, self.warned = saved_step, sampler, 0, False
 
     def train(self) -> End:
         """Train to the end, or until `stop` of any rank asks to save and stop. Every rank must call it.
@@ -134,6 +134,16 @@ class PPOLoop:
         self.metrics.log(step, {key.replace("ppo/", f"{kind}/"): value for key, value in values.items()})
         if self.sampler is None:
             self.metrics.append("samples.jsonl", sample_lines(experience, setup, step=step))
+        low = setup.config.missing_end_reward
+        if low is not None and values.get("ppo/ended_reward", low) < low and not self.warned:
+            self.warned = True
+            self.event(
+                "warning",
+                f"iteration {step:,}: responses with an end token have the mean reward "
+                f"{values['ppo/ended_reward']:.3g}, below objective.missing_end_reward = {low:g}: the policy learns to "
+                f"leave the end out. Calibrate the reward model (triaxial score --demonstrations FILE --calibrate), or "
+                f"lower missing_end_reward",
+            )
         if unscored:
             self.event(
                 "warning",

@@ -49,6 +49,8 @@ def iteration_values(
     if returns_variance > 0:
         error_variance = sums["value_error_squared"] / tokens - (sums["value_error"] / tokens) ** 2
         values["ppo/explained_variance"] = 1.0 - error_variance / returns_variance
+    if sums["ended"]:
+        values["ppo/ended_reward"] = sums["ended_reward"] / sums["ended"]
     if experience.gold is not None:
         values["ppo/gold_reward"] = sums["gold"] / counted
     for name in experience.by_name:
@@ -67,7 +69,7 @@ def episode_sums(experience: Experience) -> Numbers:
     kl = kl_of(experience)
     gap = (experience.log_probs.double() - episodes.log_probs.double()).abs() * mask
     returns, values = experience.returns.double()[mask], experience.old_values.double()[mask]
-    rewards = experience.rewards[counted]
+    rewards, ended = experience.rewards[counted], episodes.ended[counted]
     sums = {
         "episodes": float(len(episodes)),
         "counted": total(counted),
@@ -77,6 +79,8 @@ def episode_sums(experience: Experience) -> Numbers:
         "kl": total(kl[counted]),
         "length": total(lengths),
         "missing_end": total(~episodes.ended),
+        "ended": total(ended),
+        "ended_reward": total(rewards[ended]),
         "sampler_gap": total(gap),
         "sampler_gap_max": float(gap.max()),
         "returns": total(returns),

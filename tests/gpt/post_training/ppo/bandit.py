@@ -133,8 +133,10 @@ def make(
     learning_rate: float,
     reward: Any = None,
     offload: bool = False,
+    end_ids: tuple[int, ...] = (),
 ) -> Bandit:
-    """A run in a folder. The default process group must exist. `offload`: all models but the policy."""
+    """A run in a folder. The default process group must exist. `offload`: all models but the policy. `end_ids`: the
+    arms that end a response; without any, none ends."""
     with TokenFileWriter(folder / "prompts", vocab_size=ARMS) as writer:
         for prompt in range(PROMPTS):
             writer.add_document(np.array([prompt]))
@@ -165,7 +167,7 @@ def make(
         prompts=TrainingData(data, seed=1, vocab_size=ARMS),
         ptx=None,
         tokenizer=Digits(),  # type: ignore[arg-type]
-        end_ids=(),
+        end_ids=end_ids,
         rollouts=folder / "rollouts",
         episodes=episodes,
         seq_len=SEQ_LEN,

@@ -131,6 +131,32 @@ def test_episodes_without_a_reward_are_counted_and_left_out(bandit: Any, tmp_pat
     assert any("4 of 16 episodes have a reward that is not finite" in text for text in run.metrics.events)
 
 
+@dataclass(frozen=True)
+class EveryResponse:
+    """A reward that gives every episode the same."""
+
+    score: float
+    per_data_rank: ClassVar[bool] = False
+
+    def scores(self, episodes: Episodes) -> torch.Tensor:
+        return torch.full((len(episodes),), self.score, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("given", "warned"), [(-4.0, 1), (0.5, 0)])
+def test_a_missing_end_that_is_better_than_an_end_is_warned_of_once(
+    bandit: Any, tmp_path: Path, given: float, warned: int
+) -> None:
+    """As with a reward model whose mean is not 0."""
+    config = PPOConfig(minibatch_episodes=8, ema=0.0, missing_end_reward=-1.0, **CRITIC)
+    run = bandit.make(
+        tmp_path, config, iterations=2, episodes=16, learning_rate=1e-3, reward=EveryResponse(given), end_ids=(0, 1, 2)
+    )
+    run.loop.train()
+    found = [text for text in run.metrics.events if "below objective.missing_end_reward = -1" in text]
+    assert len(found) == warned
+    assert all(line["ppo/ended_reward"] == given for line in run.metrics.lines)
+
+
 def test_models_that_wait_in_host_memory_give_the_same_bits(bandit: Any, tmp_path: Path) -> None:
     """Reference, value model with its optimizer, moving average, and the value model as a reward."""
     ends = []
