@@ -159,15 +159,16 @@ class MetricsWriter:
     def samples(self, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
         """Print the texts that the model wrote at a step, and record them in W&B and TensorBoard.
 
-        Each begins with its prompt. W&B gets one table, TensorBoard `sample/1`, `sample/2` and so on.
+        Each begins with its prompt. Both call them `sample/1`, `sample/2` and so on. In W&B they are values of a row: a
+        table would leave a temporary file behind each time.
         """
-        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), start=1):
+        named = {f"sample/{number}": text for number, text in enumerate(texts, start=1)}
+        for prompt, (name, text) in zip(prompts, named.items(), strict=True):
             self._console.sample(step, prompt, text)
             if self._tensorboard is not None:
-                self._tensorboard.log_text(step, f"sample/{number}", text)
+                self._tensorboard.log_text(step, name, text)
         if self._wandb is not None:
-            rows = list(zip(prompts, texts, strict=True))
-            self._wandb.log_table(step, "samples", columns=["prompt", "text"], rows=rows)
+            self._wandb.log(step, named)
 
     def event(self, kind: EventKind, *, step: int, text: str, **fields: Any) -> None:
         """Print an event of the run and write it to events.jsonl. ConfigError: the file cannot be written."""

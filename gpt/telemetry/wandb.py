@@ -63,7 +63,7 @@ class WandbRun:
         except Exception as error:  # the client can raise any error, and none may end the run
             self._give_up(error)
 
-    def log(self, step: int, values: Mapping[str, float | int]) -> None:
+    def log(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """Record the values of a step as a row."""
         # `step` is a metric, because W&B's own counter refuses the steps that a resumed run repeats
         row = {"step": step, **values}

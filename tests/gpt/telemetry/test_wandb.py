@@ -118,16 +118,12 @@ def test_an_offline_run_has_every_row_resumes_under_its_id_and_can_be_synced(tmp
     ]
 
 
-def test_sampled_texts_become_one_table(tmp_path: Path, python: Any) -> None:
+def test_sampled_texts_are_values_and_leave_no_file(tmp_path: Path, python: Any) -> None:
     python(SAMPLES, tmp_path / "run", environment=isolated(tmp_path))
     (file,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
     (row,) = history(file)
-    assert (row["step"], row["samples._type"], row["samples.nrows"]) == (7, "table-file", 2)
-    (rows,) = (tmp_path / "run").glob("wandb/offline-run-*/files/media/table/*.json")
-    assert json.loads(rows.read_text()) == {
-        "columns": ["prompt", "text"],
-        "data": [["One", "One two"], ["A", "A boat"]],
-    }
+    assert (row["step"], row["sample/1"], row["sample/2"]) == (7, "One two", "A boat")
+    assert not list((tmp_path / "run").rglob("media"))
 
 
 def test_online_without_an_account_does_not_prompt_and_records_offline(tmp_path: Path, on_terminal: Any) -> None:
