@@ -51,7 +51,7 @@ def test_padding_changes_no_logit_and_the_seed_fixes_the_fit():
 
 
 def test_a_category_learns_from_its_known_labels_alone():
-    """With the first category unknown but for two texts, its bias and values move by these alone."""
+    """Two texts have a label of the first category. What the other texts hold changes nothing of it."""
     states, labels = drawn(64, 3)
     hidden = labels.copy()
     hidden[:, 0] = np.nan

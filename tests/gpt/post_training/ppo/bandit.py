@@ -3,6 +3,7 @@
 The policy that maximises E[r] - beta * KL(pi || pi_ref) is pi_ref * exp(r / beta) / Z (arXiv 1909.08593, section 2).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,6 +98,18 @@ def engine(objective: Any, *, micro_batch_size: int, learning_rate: float | None
         seed=1,
     )
     return build_engine(settings, objective=objective, device=torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Holes:
+    """A reward that fails to score every episode whose number is divisible by `every`."""
+
+    every: int
+    per_data_rank: ClassVar[bool] = False
+
+    def scores(self, episodes: Episodes) -> Tensor:
+        values = episodes.tokens[:, 1].double()
+        return values.masked_fill(episodes.numbers % self.every == 0, math.nan)
 
 
 @dataclass(frozen=True)

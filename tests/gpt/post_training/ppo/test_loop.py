@@ -1,55 +1,29 @@
-"""The loop against its closed form, and with rewards that are not numbers."""
+"""The loop against its closed form, through restarts, and its updates and measures."""
 
 import errno
 import gc
-import importlib.util
-import math
 import os
-import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from gpt.errors import ConfigError, MachineFault
+from gpt.errors import MachineFault
 from gpt.losses.batch import Batch
 from gpt.post_training.ppo.config import GRPOConfig, PPOConfig
-from gpt.post_training.ppo.episodes import Episodes, make_episodes
+from gpt.post_training.ppo.episodes import make_episodes
 from gpt.post_training.ppo.measures import correlation, iteration_values
-from gpt.post_training.ppo.models import any_rank
-from gpt.post_training.ppo.rewards import FunctionReward, ScalarReward
+from gpt.post_training.ppo.rewards import ScalarReward
 from gpt.post_training.ppo.rollouts import SampledResponse
 from gpt.post_training.ppo.sampling import RolloutSource
-from gpt.post_training.ppo.saving import PPOSaver
 from gpt.post_training.ppo.scoring import score
 from gpt.post_training.ppo.updates import Updates, policy_batch, value_batch
 
+pytestmark = pytest.mark.usefixtures("one_rank")
 CRITIC: dict[str, Any] = {"value_learning_rate": 2e-2, "value_clip": 10.0}
-
-
-@pytest.fixture(scope="module")
-def bandit() -> Any:
-    """bandit.py of this folder as a module."""
-    path = Path(__file__).with_name("bandit.py")
-    spec = importlib.util.spec_from_file_location("ppo_bandit", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ppo_bandit"] = module  # where dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.timeout(300)
@@ -98,65 +72,6 @@ def test_groups_learn_without_a_value_model(bandit: Any, tmp_path: Path) -> None
     assert prompts == [prompts[0]] * 8 + [prompts[8]] * 8
 
 
-@dataclass(frozen=True)
-class Holes:
-    """A reward that fails to score every episode whose number is divisible by `every`."""
-
-    every: int
-    per_data_rank: ClassVar[bool] = False
-
-    def scores(self, episodes: Episodes) -> torch.Tensor:
-        values = episodes.tokens[:, 1].double()
-        return values.masked_fill(episodes.numbers % self.every == 0, math.nan)
-
-
-def test_episodes_without_a_reward_are_counted_and_left_out(bandit: Any, tmp_path: Path) -> None:
-    run = bandit.make(
-        tmp_path,
-        PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC),
-        iterations=1,
-        episodes=16,
-        learning_rate=1e-3,
-        reward=Holes(4),
-    )
-    run.loop.train()
-    assert isinstance(run.loop.saver, PPOSaver)
-    assert run.loop.saver.newest == tmp_path / "checkpoints" / "step-000000001"
-    assert (tmp_path / "value" / "checkpoints" / "step-000000001").is_dir()
-    assert not any_rank(run.loop.models.policy, False)
-    (line,) = run.metrics.lines
-    assert line["ppo/nan_rewards"] == 4
-    assert math.isfinite(line["ppo/reward"])
-    assert run.loop.state.nan_rewards == 4
-    assert any("4 of 16 episodes have a reward that is not finite" in text for text in run.metrics.events)
-
-
-@dataclass(frozen=True)
-class EveryResponse:
-    """A reward that gives every episode the same."""
-
-    score: float
-    per_data_rank: ClassVar[bool] = False
-
-    def scores(self, episodes: Episodes) -> torch.Tensor:
-        return torch.full((len(episodes),), self.score, dtype=torch.float64)
-
-
-@pytest.mark.parametrize(("given", "warned"), [(-4.0, 1), (0.5, 0)])
-def test_a_missing_end_that_is_better_than_an_end_is_warned_of_once(
-    bandit: Any, tmp_path: Path, given: float, warned: int
-) -> None:
-    """As with a reward model whose mean is not 0."""
-    config = PPOConfig(minibatch_episodes=8, ema=0.0, missing_end_reward=-1.0, **CRITIC)
-    run = bandit.make(
-        tmp_path, config, iterations=2, episodes=16, learning_rate=1e-3, reward=EveryResponse(given), end_ids=(0, 1, 2)
-    )
-    run.loop.train()
-    found = [text for text in run.metrics.events if "below objective.missing_end_reward = -1" in text]
-    assert len(found) == warned
-    assert all(line["ppo/ended_reward"] == given for line in run.metrics.lines)
-
-
 def test_models_that_wait_in_host_memory_give_the_same_bits(bandit: Any, tmp_path: Path) -> None:
     """Reference, value model with its optimizer, moving average, and the value model as a reward."""
     ends = []
@@ -173,33 +88,6 @@ def test_models_that_wait_in_host_memory_give_the_same_bits(bandit: Any, tmp_pat
         ends.append((weights, lines))
     assert ends[0] == ends[1]
     assert len(set(ends[0][0])) == 4, "every model has moved, but the reference"
-
-
-def test_a_reward_function_that_fails_ends_the_run_with_one_line(bandit: Any, tmp_path: Path) -> None:
-    def broken(prompts: list[str], responses: list[str]) -> list[float]:
-        raise ValueError("no score today")
-
-    run = bandit.make(
-        tmp_path,
-        PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC),
-        iterations=1,
-        episodes=16,
-        learning_rate=1e-3,
-        reward=FunctionReward("mine", broken, bandit.Digits()),
-    )
-    with pytest.raises(ConfigError, match=r"^the reward 'mine' raised ValueError: no score today \(.*:\d+\)$"):
-        run.loop.train()
-
-
-def test_a_reward_function_whose_machine_fails_can_be_restarted(bandit: Any, tmp_path: Path) -> None:
-    def unreachable(prompts: list[str], responses: list[str]) -> list[float]:
-        raise ConnectionResetError(errno.ECONNRESET, "the scorer is gone")
-
-    config = PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC)
-    reward = FunctionReward("mine", unreachable, bandit.Digits())
-    run = bandit.make(tmp_path, config, iterations=1, episodes=16, learning_rate=1e-3, reward=reward)
-    with pytest.raises(MachineFault, match=r"the reward .mine. raised ConnectionResetError: .*the scorer is gone"):
-        run.loop.train()
 
 
 def test_rollouts_that_a_disk_damages_are_sampled_again_by_a_restart(bandit: Any, tmp_path: Path) -> None:
@@ -261,26 +149,6 @@ def test_iterations_leave_no_tensors_descriptors_threads_or_files_behind(bandit:
         gc.enable()
 
 
-def test_a_run_without_any_reward_ends_after_so_many_updates(bandit: Any, tmp_path: Path) -> None:
-    run = bandit.make(
-        tmp_path,
-        PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC),
-        iterations=9,
-        episodes=16,
-        learning_rate=1e-3,
-        reward=Holes(1),
-    )
-    with pytest.raises(ConfigError, match=r"in 11 updates in a row \(faults.max_skipped_steps = 10\)"):
-        run.loop.train()
-
-
-def test_a_short_run_without_any_reward_ends_with_an_error(bandit: Any, tmp_path: Path) -> None:
-    config = PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC)
-    run = bandit.make(tmp_path, config, iterations=2, episodes=16, learning_rate=1e-3, reward=Holes(1))
-    with pytest.raises(ConfigError, match=r"none of the run's 32 episodes has a finite reward"):
-        run.loop.train()
-
-
 def _recorded(token_values: Any, masks: list[torch.Tensor]) -> Any:
     """`Engine.token_values` that keeps the loss masks of its batches."""
 
@@ -317,7 +185,7 @@ def test_what_does_not_count_changes_no_update(bandit: Any, tmp_path: Path, monk
         iterations=1,
         episodes=8,
         learning_rate=1e-3,
-        reward=Holes(4),
+        reward=bandit.Holes(4),
     )
     loop = run.loop
     source = RolloutSource(loop.setup, loop.models.policy)
