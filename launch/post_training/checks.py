@@ -64,7 +64,6 @@ def check_unused(config: RunConfig) -> None:
         "data.validation": (bool(config.data.validation), "`triaxial evaluate` and `triaxial score` read checkpoints"),
         "train.few_shot_every_tokens": (config.train.few_shot_every_tokens is not None, "evaluate checkpoints"),
         "checkpoint.fast_directory": (bool(config.checkpoint.fast_directory), "several models are saved together"),
-        "adapter": (config.adapter is not None, "reference and average are whole models"),
         "spike.action = 'rewind'": (config.spike.action == "rewind", "the loss of a policy is no measure of faults"),
         "train.z_loss": (config.train.z_loss > 0, "its losses have no such term"),
         "train.residual_dropout": (config.train.residual_dropout > 0, "the ratio would not begin at 1"),
@@ -77,6 +76,11 @@ def check_unused(config: RunConfig) -> None:
     for key, (is_used, reason) in used.items():
         if is_used:
             raise ConfigError(f"{key} is invalid with objective.kind = '{kind}': {reason}. Leave it out")
+    if config.adapter is not None and (ema := loop_settings(config).ema):
+        raise ConfigError(
+            f"objective.ema = {ema} is invalid with [adapter]: the averages of an adapter's two matrices do not have "
+            f"the average of their products. Use objective.ema = 0"
+        )
 
 
 def check_ppo(base: Prepared) -> PPOParts:

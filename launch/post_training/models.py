@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from gpt.adapters.config import AdapterConfig
 from gpt.errors import ConfigError
 from gpt.post_training.ppo.config import Placement, RewardSource
 from gpt.post_training.ppo.models import PPOModels
@@ -43,7 +44,7 @@ def build_models(base: Prepared, parts: PPOParts, start: RunStart, state: PPOSta
     """
     config, objective = base.config, parts.config
     maker = EngineMaker(base, parts, build_mesh(base.layout, base.device), state)
-    policy = maker.engine(None, base.objective, optimizer=config.optimizer)
+    policy = maker.engine(None, base.objective, optimizer=config.optimizer, adapter=config.adapter)
     reference = maker.frozen("reference", base.objective)
     value = None
     if "value" in parts.plans:
@@ -52,6 +53,8 @@ def build_models(base: Prepared, parts: PPOParts, start: RunStart, state: PPOSta
         value = maker.engine(parts.plans["value"], learns, optimizer=optimizer, placement="value", init=True)
     ema = maker.engine(None, base.objective, placement="ema") if objective.ema else None
     if start.checkpoint is not None:
+        if start.weights is not None:  # the base of a checkpoint that holds adapters alone
+            policy.checkpoints.shared.load_weights(start.weights)
         policy.checkpoints.shared.load(start.checkpoint)
         if value is not None:
             value.checkpoints.shared.load(saved_with(base, "value", start.step))
@@ -83,6 +86,7 @@ class EngineMaker:
         objective: Objective,
         *,
         optimizer: OptimizerConfig | None = None,
+        adapter: AdapterConfig | None = None,
         placement: Placement | None = None,
         init: bool = False,
     ) -> Engine:
@@ -100,6 +104,7 @@ class EngineMaker:
             optimizer=optimizer,
             micro_batch_size=config.batch.micro_batch_size,
             seed=config.run.seed,
+            adapter=adapter,
         )
         return choose.build_engine(
             settings,

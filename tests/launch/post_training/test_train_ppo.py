@@ -28,7 +28,7 @@ def metrics(run: Path, kind: str = "ppo") -> list[dict[str, Any]]:
 def everything(run: Path) -> dict[str, torch.Tensor]:
     """All tensors of the newest checkpoints: weights and moments of policy and, with PPO, of value and average."""
     found = {}
-    for name in ("", "value", "ema") if (run / "value").is_dir() else ("",):
+    for name in ("", *(name for name in ("value", "ema") if (run / name).is_dir())):
         checkpoint, _ = find_latest(run / name / "checkpoints")
         assert checkpoint is not None, name
         found |= {f"{name}/{key}": tensor for key, tensor in read_tensors(checkpoint, list(checkpoint.index))}
@@ -92,7 +92,8 @@ def test_average_and_value_are_saved_with_the_policy(instruct: Any, one_process:
 def test_an_iteration_is_the_same_on_every_layout(
     instruct: Any, ppo_program: Any, folder: Path, temperature: str
 ) -> None:
-    """PPO with pre-training data, and GRPO: rollout, scores, advantages, updates. Weights to 1e-5, tokens exactly.
+    """PPO with pre-training data, whole and with adapters, and GRPO: rollout, scores, advantages, updates. Weights to
+    1e-5, tokens exactly.
 
     GRPO here reads no text, so the gradients of many rows of the embedding are rounding errors. Adam divides them by
     themselves, unless its eps is larger than they are.
@@ -101,11 +102,12 @@ def test_an_iteration_is_the_same_on_every_layout(
     chosen = LAYOUTS if temperature == "1.0" else {name: LAYOUTS[name] for name in ("data 2", "tensor 2 x pipeline 2")}
     for name, (nproc, layout) in {"one": (1, list[str]()), **chosen}.items():
         own = folder / f"{name} at {temperature}"
-        both = [
+        runs = [
             words(instruct, own / "ppo", *layout, *more),
+            words(instruct, own / "adapter", *layout, *more, "--adapter.rank", "4", "--objective.ema", "0"),
             group_words(instruct, own / "grpo", *layout, *more, "--optimizer.eps", "1e-5"),
         ]
-        run = {"name": own.name, "nproc": nproc, "words": both, "path": str(instruct.folder)}
+        run = {"name": own.name, "nproc": nproc, "words": runs, "path": str(instruct.folder)}
         failed = ppo_program.launch(folder, run)
         assert not failed, failed
     for name in chosen:
@@ -113,14 +115,15 @@ def test_an_iteration_is_the_same_on_every_layout(
 
 
 def check_equal(found: Path, expected: Path) -> None:
-    """The same weights and metrics of one iteration of PPO and of GRPO."""
+    """The same weights and metrics of one iteration of each kind."""
     common = ["reward", "gold_reward", "length", "entropy", "advantage_std", "kl", "policy_loss"]
-    for kind, keys in ("ppo", [*common, "ptx_loss", "value_loss"]), ("grpo", common):
-        tensors, others = everything(found / kind), everything(expected / kind)
+    ppo = [*common, "ptx_loss", "value_loss"]
+    for run, kind, keys in ("ppo", "ppo", ppo), ("adapter", "ppo", ppo), ("grpo", "grpo", common):
+        tensors, others = everything(found / run), everything(expected / run)
         assert tensors.keys() == others.keys()
         for key, tensor in others.items():
-            assert torch.allclose(tensors[key], tensor, rtol=0, atol=1e-5), (found.name, kind, key)
-        (line,), (numbers,) = metrics(found / kind, kind), metrics(expected / kind, kind)
+            assert torch.allclose(tensors[key], tensor, rtol=0, atol=1e-5), (found.name, run, key)
+        (line,), (numbers,) = metrics(found / run, kind), metrics(expected / run, kind)
         for key in (f"{kind}/{key}" for key in keys):
             assert line[key] == pytest.approx(numbers[key], abs=1e-5), (found.name, key)
         assert line[f"{kind}/first_ratio_error"] == 0.0, found.name
