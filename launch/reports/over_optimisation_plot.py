@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 from gpt.files.regular import read_bytes
-from gpt.post_training.analysis.over_optimisation import RewardLaw, fit_law
+from gpt.post_training.analysis.over_optimisation import MIN_DISTANCE, RewardLaw, fit_law
 from gpt.post_training.analysis.series import PolicyMetrics, aligned
 from launch.reports.axes import Axis, axis_titles, bottom_axis, horizontal_grid, svg_path, ticks
 
@@ -129,13 +129,19 @@ def _points(x: Axis, y: Axis, curve: RewardCurve) -> str:
 
 
 def _law(x: Axis, y: Axis, curve: RewardCurve) -> str:
-    """The law over the distances that were measured, with a line at its peak if that is among them."""
+    """The law over the distances that gave it, with a line at its peak if that is among them.
+
+    Where it leaves the plot, it is not drawn.
+    """
     assert curve.law is not None
-    low, high = max(float(curve.d.min()), 1e-3), float(curve.d.max())
+    low, high = max(float(curve.d.min()), MIN_DISTANCE if curve.law.form == "RL" else 1e-3), float(curve.d.max())
     d = np.linspace(low, high, 120)
-    rewards = np.clip(curve.law.reward(d), y.low, y.high)
+    rewards = curve.law.reward(d)
+    inside = (rewards >= y.low) & (rewards <= y.high)
+    runs = np.split(np.arange(len(d)), np.flatnonzero(np.diff(inside)) + 1)
+    drawn = "".join(svg_path(x.pixels(d[run]), y.pixels(rewards[run])) for run in runs if inside[run[0]])
     dashed = " dashed" if curve.is_best_of_n else ""
-    path = f'<path class="fit {curve.colour}{dashed}" d="{svg_path(x.pixels(d), y.pixels(rewards))}"/>'
+    path = f'<path class="fit {curve.colour}{dashed}" d="{drawn}"/>' if drawn else ""
     if not low < curve.law.peak < high:
         return path
     title = f"<title>{escape(curve.name)}: highest at d = {curve.law.peak:.3g}</title>"

@@ -60,3 +60,14 @@ def test_few_iterations_are_drawn_without_a_law(tabular, tmp_path):
     assert part.count('class="point ') == 2
     assert "<table>" not in part
     assert not re.search("nan|inf", part)
+
+
+def test_a_law_is_not_drawn_where_it_leaves_the_plot(tabular, tmp_path):
+    """Its value at small distances may lie far below all rewards; the axis is no part of the curve."""
+    d = np.linspace(0.4, 3, 12)
+    rewards = np.where(d < 1, 0.0, RewardLaw("RL", start=-2.0, alpha=3.0, beta=0.5, r_squared=1.0).reward(d))
+    part = over_optimisation_part(tabular.as_metrics({"kl": d**2, "reward": rewards}), tmp_path)
+    (drawn,) = re.findall(r'class="fit s0" d="M([^"]*)"', part)
+    heights = [float(point.split()[1]) for point in drawn.split("L")]
+    assert len(set(heights)) == len(heights), "no flat part"
+    assert len(heights) < 120
