@@ -1,7 +1,7 @@
 """Add up RUN/ledger.jsonl over all processes of a run, including restarts: time that trained, and time that was lost.
 
 The parts add up to the wall time from the start of the first process to the last row, including the time between
-processes. Goodput is the share of training that was not repeated later.
+processes. Goodput is the share of the steps, which with PPO have rollouts and scores, that was not repeated later.
 """
 
 import math
@@ -17,13 +17,15 @@ from gpt.files.regular import open_regular
 from gpt.telemetry.time_ledger import PHASES, TimeLedger
 
 TRAINING, REPEATED, DOWN = "training", "repeated", "down"
+OF_STEPS = (TRAINING, "rollouts", "scoring")  # the phases of a step
 # The parts in display order, with readable names. "start_up" is the sum of its parts.
 NAMES = {
     TRAINING: "training that counted",
-    REPEATED: "training lost to repeated steps",
+    "rollouts": "rollouts that counted",
+    "scoring": "scores of them that counted",
+    REPEATED: "lost to repeated steps",
     "evaluation": "evaluation",
     "sampling": "sampling",
-    "scoring": "scoring responses",
     "saving": "saving (standing still)",
     "waiting_for_save": "waiting for a save",
     "data": "waiting for data",
@@ -78,7 +80,7 @@ class Account:
 
     @property
     def goodput(self) -> float:
-        return self.seconds[TRAINING] / self.wall_s if self.wall_s > 0 else 0.0
+        return sum(self.seconds.get(phase, 0.0) for phase in OF_STEPS) / self.wall_s if self.wall_s > 0 else 0.0
 
     @property
     def by_name(self) -> dict[str, float]:
@@ -139,9 +141,13 @@ def account(rows: Sequence[Row]) -> Account:
     for process in processes:
         for phase, s in process.seconds.items():
             seconds[phase] = seconds.get(phase, 0.0) + s
-    repeated_s, repeated_steps = _repeated(by_process.values())
-    seconds[TRAINING] = seconds.get(TRAINING, 0.0) - repeated_s
-    seconds[REPEATED] = repeated_s
+    seconds.setdefault(TRAINING, 0.0)
+    seconds[REPEATED] = 0.0
+    for phase in OF_STEPS:
+        repeated_s, repeated_steps = _repeated(by_process.values(), phase)
+        if repeated_s:
+            seconds[phase] -= repeated_s
+            seconds[REPEATED] += repeated_s
     seconds[DOWN] = sum(process.down_s for process in processes)
     latest = next((row for row in reversed(rows) if row["from_step"] is not None), rows[-1])
     return Account(seconds, repeated_steps, latest["step"], latest["tokens"], processes)
@@ -203,13 +209,13 @@ def _between(before: Row, after: Row) -> float:
     return max(0.0, float(after[clock] - after["elapsed_s"] - before[clock]))
 
 
-def _repeated(processes: Iterable[Sequence[Row]]) -> tuple[float, int]:
-    """Return the seconds of training and the steps that a later process or a rewind repeated."""
+def _repeated(processes: Iterable[Sequence[Row]], phase: str) -> tuple[float, int]:
+    """Return the seconds of a phase and the steps that a later process or a rewind repeated."""
     begun = [[row for row in rows if row["from_step"] is not None] for rows in processes]
     takes = [list(take) for rows in begun for _, take in groupby(rows, key=lambda row: row["take"])]
     lost_s, lost_steps, limit = 0.0, 0, float("inf")
     for take in reversed(takes):
-        points = _training_by_step(take)
+        points = _seconds_by_step(take, phase)
         last_step, last_s = points[-1]
         if limit < last_step:
             kept = max(limit, points[0][0])
@@ -219,12 +225,12 @@ def _repeated(processes: Iterable[Sequence[Row]]) -> tuple[float, int]:
     return lost_s, lost_steps
 
 
-def _training_by_step(take: Sequence[Row]) -> list[tuple[int, float]]:
-    """Return points (step, seconds of training up to it), from the start of the take."""
+def _seconds_by_step(take: Sequence[Row], phase: str) -> list[tuple[int, float]]:
+    """Return points (step, seconds of the phase up to it), from the start of the take."""
     first = take[0]
-    points = [(int(first["from_step"]), float(first["seconds"].get(TRAINING, 0.0)))]
+    points = [(int(first["from_step"]), float(first["seconds"].get(phase, 0.0)))]
     for row in take:
-        points.append((max(int(row["step"]), points[-1][0]), float(row["seconds"].get(TRAINING, 0.0))))
+        points.append((max(int(row["step"]), points[-1][0]), float(row["seconds"].get(phase, 0.0))))
     return points
 
 

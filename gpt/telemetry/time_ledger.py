@@ -25,8 +25,9 @@ PHASES = (
     "data",  # waiting for a batch
     "training",
     "evaluation",
-    "sampling",
-    "scoring",  # of responses, by reward, reference and value models
+    "rollouts",  # responses that the policy learns from
+    "scoring",  # of them, by reward, reference and value models
+    "sampling",  # texts for people to read
     "saving",  # only the time for which training stops
     "waiting_for_save",  # until an earlier background save has finished
     "rewinding",

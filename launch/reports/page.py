@@ -173,7 +173,7 @@ def _time(account: Account) -> list[str]:
         rows.append(f"<tr><td class=word>{named}</td><td>{seconds_text(s)}</td><td>{share:.2%}</td></tr>")
     total = f"<tr><td class=word>wall time</td><td>{seconds_text(wall_s)}</td><td>100%</td></tr>"
     note = (
-        f"Goodput {account.goodput:.1%}: training steps that were kept, as a part of the wall time from the start of "
+        f"Goodput {account.goodput:.1%}: steps that were kept, as a part of the wall time from the start of "
         "the first process to the last row of the ledger."
     )
     head = "<tr><th class=word>part</th><th>time</th><th>share</th></tr>"

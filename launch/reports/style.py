@@ -81,10 +81,11 @@ summary { color: var(--soft); cursor: pointer; margin: .3rem 0 }
 # is white on light and dark screens.
 TIME_COLOURS = {
     "training": "#2f6fc4",
+    "rollouts": "#6f9fdc",
+    "scoring": "#8fa83c",
     REPEATED: "#cf2e2e",
     "evaluation": "#2a9d5c",
     "sampling": "#62b98a",
-    "scoring": "#8fa83c",
     "saving": "#b8860b",
     "waiting_for_save": "#d9b04a",
     "data": "#0e8f9e",

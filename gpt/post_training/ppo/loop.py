@@ -85,7 +85,7 @@ class PPOLoop:
         step, config = state.step + 1, setup.config
         if config.rollouts != "replay":
             version = 0 if config.rollouts == "only" else state.step
-            with self.phase("sampling", step):
+            with self.phase("sampling", step, counted_as="rollouts"):
                 done = self.rollouts.sample(
                     step, state.loop.skipped, version=version, stop=self.wants_stop, beat=self.beat("sampling", step)
                 )
@@ -231,8 +231,8 @@ class PPOLoop:
     def lr(self, step: int, peak: float) -> float:
         return learning_rate(self.run.schedule, peak, self.run.batch.tokens_seen(step))
 
-    def phase(self, name: str, step: int) -> AbstractContextManager[None]:
-        return activity(name, step, self.heartbeat, self.ledger, counted_as=name)
+    def phase(self, name: str, step: int, *, counted_as: str = "") -> AbstractContextManager[None]:
+        return activity(name, step, self.heartbeat, self.ledger, counted_as=counted_as or name)
 
     def beat(self, name: str, step: int) -> Callable[[], None]:
         return lambda: self.heartbeat.beat(name, step)

@@ -44,6 +44,24 @@ def test_a_rewind_and_a_restart_from_an_earlier_step():
     assert account([*first, second[0]]).seconds[REPEATED] == 20.0, "a start-up that failed repeats nothing"
 
 
+def test_rollouts_and_scores_are_parts_of_a_step():
+    """Of four steps of 30 s each, the last one is repeated by a second process."""
+    first = [
+        row("a", 0, 0.0, elapsed_s=10.0, time=10.0, **{"start_up/joining": 10.0}),
+        row("a", 3, 30.0, elapsed_s=100.0, time=100.0, rollouts=45.0, scoring=15.0, **{"start_up/joining": 10.0}),
+        row("a", 4, 40.0, elapsed_s=130.0, time=130.0, rollouts=60.0, scoring=20.0, **{"start_up/joining": 10.0}),
+    ]
+    found = account(first)
+    assert found.goodput == 120 / 130
+    second = [
+        row("b", 3, 0.0, from_step=3, elapsed_s=0.0, time=130.0),
+        row("b", 4, 10.0, from_step=3, elapsed_s=30.0, time=160.0, rollouts=15.0, scoring=5.0),
+    ]
+    found = account([*first, *second])
+    assert (found.seconds[REPEATED], found.repeated_steps, found.goodput) == (30.0, 1, 120 / 160)
+    assert [found.seconds[phase] for phase in ("training", "rollouts", "scoring")] == [40.0, 60.0, 20.0]
+
+
 def test_setting_the_clock_back_subtracts_no_time():
     a = row("a", 10, 10.0, elapsed_s=10.0, time=5000.0, monotonic_s=100.0, boot="one")
     b = row("b", 20, 10.0, from_step=10, elapsed_s=10.0, time=1400.0, monotonic_s=117.0, boot="one")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from gpt.telemetry.goodput import read_account
 from launch.runs.saved_run import load_run
 from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.load import read_tensors
@@ -72,6 +73,9 @@ def test_the_metrics_of_an_iteration(one_process: Path) -> None:
     assert first["ppo/kl"] == 0.0, "the policy starts as the reference"
     assert second["ppo/kl"] != 0.0
     assert (second["ppo/iteration"], second["ppo/episodes"]) == (2, 32)
+    spent = read_account(one_process / "ledger.jsonl")
+    assert spent is not None
+    assert min(spent.seconds[phase] for phase in ("rollouts", "scoring", "training")) > 0
 
 
 def test_average_and_value_are_saved_with_the_policy(instruct: Any, one_process: Path) -> None:
