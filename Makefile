@@ -80,5 +80,5 @@ $(INSTALLED): pyproject.toml
 	    python=$$(bash -c "$$FIND_PYTHON") && echo "making $(VENV) with $$python" && \
 	    "$$python" -m venv --clear $(VENV); \
 	}
-	$(VENV)/bin/python -m pip install $(PIP_ARGS) -e '.[data,quality,ray,hf,eval,plots,tensorboard,serve,deepspeed,megatron,dev]'
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) -e '.[data,quality,ray,hf,eval,plots,tensorboard,serve,onnx,deepspeed,megatron,dev]'
 	@touch $@
