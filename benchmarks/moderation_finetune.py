@@ -35,12 +35,13 @@ from gpt.moderation.frozen.linear_heads import fit_heads
 from gpt.moderation.heads import CategoryHead, constrained
 from gpt.moderation.loss import ClassifierLoss
 from gpt.moderation.measures.ranking import any_label, average_precision
+from gpt.moderation.pooling import MeanOverText
 from gpt.training.optimizer import OptimizerConfig, ParameterGroup, build_optimizer
 from launch.runs.saved_run import load_run
 
 NAMES = (*(category for category in CATEGORIES if category != LEFT_OUT), "any")
 PARENTS = tuple(NAMES.index(name[0]) if name in ("H2", "V2") else -1 for name in NAMES)
-LOSS = ClassifierLoss(NAMES, (1.0,) * len(NAMES), PARENTS, mean=True)
+LOSS = ClassifierLoss(NAMES, (1.0,) * len(NAMES), PARENTS, pooling=MeanOverText())
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def frozen_states(whole: GPT, texts: list[list[list[int]]], *, first: int, last:
     lengths = np.array([len(piece) for piece in ids])
     starts, d = np.append(0, np.cumsum(lengths)), whole.config.d_model
     hidden, sums = torch.zeros(int(starts[-1]), d, dtype=dtype), np.zeros((len(texts), last + 2, d))
-    for rows in _by_length(lengths, np.arange(len(ids)), tokens=1536):
+    for rows in by_length(lengths, np.arange(len(ids)), tokens=1536):
         x = torch.zeros(len(rows), lengths[rows].max(), dtype=torch.int64)
         for row, i in enumerate(rows):
             x[row, : lengths[i]] = torch.tensor(ids[i])
@@ -104,7 +105,15 @@ def frozen_states(whole: GPT, texts: list[list[list[int]]], *, first: int, last:
     return Cache(hidden, starts, means[:, :-1], means[:, -1])
 
 
-def train(part: GPT, cache: Cache, labels: np.ndarray, rows: np.ndarray, args: argparse.Namespace, seed: int) -> None:
+def train(
+    part: GPT,
+    cache: Cache,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    args: argparse.Namespace,
+    seed: int,
+    loss: ClassifierLoss = LOSS,
+) -> None:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     config = OptimizerConfig(
@@ -128,7 +137,7 @@ def train(part: GPT, cache: Cache, labels: np.ndarray, rows: np.ndarray, args: a
                 group["lr"] = args.lr * group["lr_scale"] * scale
             begin = cache.starts[chosen] + rng.integers(whole[chosen] - lengths[chosen] + 1)
             batch = cache.batch(begin, lengths[chosen], states[chosen])
-            found = LOSS(outputs_of(part, batch), batch)
+            found = loss(outputs_of(part, batch), batch)
             optimizer.zero_grad()
             (found.sum / found.count).backward()
             torch.nn.utils.clip_grad_norm_(part.parameters(), config.max_gradient_norm)
@@ -153,7 +162,7 @@ def scores(part: GPT, cache: Cache, rows: np.ndarray, *, tokens: int) -> np.ndar
     of_text, begin = np.array(spans).T
     lengths = np.minimum(cache.starts[of_text + 1] - begin, tokens)
     sums = np.zeros((len(cache.starts) - 1, len(NAMES)))
-    for chosen in _by_length(lengths, np.arange(len(spans)), tokens=1536):
+    for chosen in by_length(lengths, np.arange(len(spans)), tokens=1536):
         states = torch.zeros(len(chosen), len(NAMES), dtype=torch.int8)
         outputs = outputs_of(part, cache.batch(begin[chosen], lengths[chosen], states))
         np.add.at(sums, of_text[chosen], _sums(outputs, lengths[chosen]))
@@ -256,7 +265,7 @@ def pieces_of(text: list[int], size: int, end: int) -> list[list[int]]:
     return [[*text[at : at + size - 1], end] for at in range(0, max(1, len(text)), size - 1)]
 
 
-def _by_length(lengths: np.ndarray, rows: np.ndarray, *, tokens: int) -> list[np.ndarray]:
+def by_length(lengths: np.ndarray, rows: np.ndarray, *, tokens: int) -> list[np.ndarray]:
     """Rows of about equal length, at most `tokens` tokens with their padding in each batch."""
     order, found = rows[np.argsort(lengths[rows], kind="stable")], []
     while len(order):

@@ -39,10 +39,10 @@ class ScalarHead(nn.Module):
 
 
 def wide_linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """A linear layer with a bias in at least fp32, also of bf16 inputs and weights: bf16 would round a score to 3
-    digits."""
+    """A linear layer in at least fp32, also of bf16 inputs and weights: bf16 would round a score to 3 digits."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    return functional.linear(x.to(wide), layer.weight.to(wide), layer.bias.to(wide))
+    bias = None if layer.bias is None else layer.bias.to(wide)
+    return functional.linear(x.to(wide), layer.weight.to(wide), bias)
 
 
 class ClassHead(nn.Linear):

@@ -31,7 +31,8 @@ def start_of(name: str, config: ModelConfig) -> Start:
 
     The standard deviation of projections into the residual stream is divided by sqrt(2 n_layers) (GPT-2's report,
     section 2.3). That of a scalar head is 1 / sqrt(d_model + 1), so that its values start near 1 in size (Stiennon et
-    al., arXiv 2009.01325, in their published code).
+    al., arXiv 2009.01325, in their published code). Attention pooling starts with values of 0, if they are linear, and
+    with scores near 0 on any width: each mean is near the plain one.
     """
     if name.endswith("bias"):
         return Start(constant=0.0)
@@ -39,6 +40,10 @@ def start_of(name: str, config: ModelConfig) -> Start:
         return Start(constant=1.0)
     if name == "head.value.weight":
         return Start(std=1 / math.sqrt(config.d_model + 1))
+    if name == "head.values.weight":
+        return Start(constant=0.0)
+    if name == "head.query.weight":
+        return Start(std=0.5 / math.sqrt(config.d_model))
     if name.endswith(("attention.out.weight", "mlp.down.weight")):
         return Start(std=config.init_std / math.sqrt(2 * config.n_layers))
     return Start(std=config.init_std)

@@ -129,6 +129,7 @@ class Classifier:
             kind=own.head,
             hidden=own.hidden,
             dropout=own.head_dropout,
+            n_queries=own.n_queries,
             critic=critic,
         )
 
@@ -139,7 +140,7 @@ class Classifier:
             tuple(own.class_weights.get(category, 1.0) for category in taxonomy.ids),
             taxonomy.parents,
             constrain=own.parents,
-            mean=own.pool == "mean",
+            pooling=own.pooling,
             focal_gamma=own.focal_gamma,
             adversarial=own.adversarial_weight > 0,
         )

@@ -11,7 +11,10 @@ from gpt.files.json_text import decode_json
 from gpt.moderation.taxonomy import Taxonomy, parse_taxonomy, read_taxonomy
 
 if TYPE_CHECKING:
+    from gpt.moderation.pooling import Pooling
     from gpt.training.objective import Objective
+
+DEFAULT_QUERIES = 8
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,11 @@ class ClassifierConfig:
     head_dropout: float = 0.1
     """Share of the elements of the hidden layer (of the text's representation, if the head is linear) that training
     sets to 0."""
-    pool: Literal["last", "mean"] = "last"
-    """`last`: the logits of a text are those of its last token. `mean`: the mean of those of all its tokens."""
+    pool: Literal["last", "mean", "attention"] = "last"
+    """`last`: the logits of a text are those of its last token. `mean`: the mean of those of all its tokens.
+    `attention`: the sum of several means, each weighted by a softmax over the text, whose weights are learnt."""
+    queries: int | None = None
+    """How many weighted means `pool = "attention"` has. All categories share their weights. Default: 8."""
     attention: Literal["causal", "full"] = "causal"
     """`full`: each token of a text attends to all its tokens. The trunk must learn it."""
     parents: bool = True
@@ -75,6 +81,13 @@ class ClassifierConfig:
                 )
 
     def _check_numbers(self) -> None:
+        if self.queries is not None and self.queries < 1:
+            raise ConfigError(f"objective.queries = {self.queries} is invalid: must be at least 1. Use 8")
+        if self.queries is not None and self.pool != "attention":
+            raise ConfigError(
+                f"objective.queries = {self.queries} is invalid with objective.pool = '{self.pool}': only attention "
+                "has queries. Leave it out, or set objective.pool = 'attention'"
+            )
         for key in ("hidden", "critic_hidden"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"objective.{key} = {getattr(self, key)} is invalid: must be at least 1")
@@ -103,6 +116,20 @@ class ClassifierConfig:
                 "objective.taxonomy"
             )
         return parse_taxonomy(values, where="objective.taxonomy_content")
+
+    @property
+    def n_queries(self) -> int:
+        """Of attention pooling; 0 with another pool."""
+        if self.pool != "attention":
+            return 0
+        return DEFAULT_QUERIES if self.queries is None else self.queries
+
+    @property
+    def pooling(self) -> "Pooling":
+        """How the logits of tokens become those of a text."""
+        from gpt.moderation.pooling import pooling_of
+
+        return pooling_of(self.pool, n_queries=self.n_queries, n_categories=len(self.read.ids))
 
     def build(self, *, z_loss: float) -> "Objective":
         from gpt.moderation.classifier import Classifier

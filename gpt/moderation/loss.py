@@ -10,20 +10,21 @@ from torch.nn import functional
 from gpt.losses.base import LossTotals
 from gpt.losses.batch import Batch
 from gpt.losses.marks import IGNORE
-from gpt.losses.text_mean import mean_over_text
 from gpt.moderation.heads import constrained
+from gpt.moderation.pooling import LAST_TOKEN, Pooling
 from gpt.moderation.wdat import domain_distance
 from gpt.token_files.label_states import POSITIVE, UNKNOWN
 
 
 @dataclass(frozen=True)
 class ClassifierLoss:
-    """The sum over known labels, and their number. `outputs` (b, t, c), or (b, t, c + 1) with a critic's values.
+    """The sum over known labels, and their number. `outputs` (b, t, c), or (b, t, c + 1) with a critic's values; those
+    of attention pooling also have scores, see gpt.moderation.pooling.
 
     `batch.targets` (b, t, c): at the last token of a text the state of each label, IGNORE elsewhere. `weights`: of the
     positive labels of each category. `parents`: the position of each category's parent, -1 without one; with
-    `constrain` it has at least the logits of its children whose labels are known. With `mean`, the outputs of a text
-    are the means over its tokens. With `adversarial`, texts without a known label are the target domain, and the loss
+    `constrain` it has at least the logits of its children whose labels are known. `pooling` gives the outputs of a text
+    from those of its tokens. With `adversarial`, texts without a known label are the target domain, and the loss
     has the term -distance for each known label of a micro-batch (see gpt.moderation.wdat).
 
     An evaluation shows `loss_ID` of each category, and `violations`, the share of pairs of a text and a category with a
@@ -34,7 +35,7 @@ class ClassifierLoss:
     weights: tuple[float, ...]
     parents: tuple[int, ...]
     constrain: bool = True
-    mean: bool = False
+    pooling: Pooling = LAST_TOKEN
     focal_gamma: float = 0.0
     adversarial: bool = False
 
@@ -62,11 +63,11 @@ class ClassifierLoss:
     @property
     def values_need_whole_text(self) -> bool:
         """See gpt.losses.base.OwnTokenValues."""
-        return self.mean
+        return self.pooling.needs_whole_text
 
     def values(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The logits (b, t, c) of each text up to each position, with parents at least their children."""
-        logits = self._of_texts(outputs, batch)[..., : len(self.ids)]
+        logits = self.pooling(outputs, batch.positions)[..., : len(self.ids)]
         return constrained(logits, self.parents) if self.constrain else logits
 
     def __call__(self, outputs: Tensor, batch: Batch) -> LossTotals:
@@ -75,7 +76,7 @@ class ClassifierLoss:
             states = states.masked_fill(~batch.loss_mask.unsqueeze(-1), IGNORE)
         ends = states[..., 0] != IGNORE  # (b, t)
         known, positive = states > UNKNOWN, states == POSITIVE
-        outputs = self._of_texts(outputs, batch)
+        outputs = self.pooling(outputs, batch.positions)
         own = outputs[..., : len(self.ids)]
         logits = constrained(own, self.parents, known) if self.constrain else own
         losses = torch.where(known, self.of_labels(logits, positive), 0)  # (b, t, c)
@@ -101,9 +102,6 @@ class ClassifierLoss:
             weights = torch.tensor(self.weights, dtype=losses.dtype, device=losses.device)
             losses = torch.where(positive, losses * weights, losses)
         return losses
-
-    def _of_texts(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return mean_over_text(outputs, batch.positions) if self.mean else outputs
 
     def _by_category(self, losses: Tensor, known: Tensor, own: Tensor, ends: Tensor) -> dict[str, Tensor]:
         sums, counts = losses.sum((0, 1)), known.sum((0, 1))

@@ -44,7 +44,8 @@ def _training(classifier: OpenedClassifier, config: Mapping[str, Any]) -> str:
     state, objective = classifier.run.checkpoint.state, config.get("objective", {})
     lines = [
         f"{classifier.run.model.parameters:,} parameters in the trunk, {classifier.run.model.n_layers} layers of width "
-        f"{classifier.run.model.d_model}; head: {objective.get('head')}; attention: {objective.get('attention')}",
+        f"{classifier.run.model.d_model}; head: {objective.get('head')}; pool: {objective.get('pool')}; "
+        f"attention: {objective.get('attention')}",
         f"{state.get('step', 0):,} steps, {state.get('tokens_seen', 0):,} tokens",
     ]
     if start := config.get("run", {}).get("start_from"):

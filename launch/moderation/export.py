@@ -220,6 +220,7 @@ def _with_code(
         "head": own.head,
         "head_hidden": own.hidden if own.head != "linear" else 0,
         "pool": own.pool,
+        "queries": own.n_queries,
         "parents": list(objective.taxonomy.parents) if own.parents else [-1] * len(objective.taxonomy.ids),
         "window": classifier.window,
         "calibration": [

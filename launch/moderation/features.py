@@ -7,23 +7,34 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from gpt.data.sampling import CorpusFiles, Samples
+from gpt.errors import ConfigError
 from gpt.losses.base import Loss, LossTotals
 from gpt.losses.batch import Batch
-from gpt.losses.text_mean import mean_over_text
 from gpt.model.attention import Mask
 from gpt.model.config import ModelConfig
 from gpt.model.heads import NoHead
 from gpt.moderation.classifier import Classifier
+from gpt.moderation.pooling import LAST_TOKEN, Pooling
 
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """A classifier's objective with no head, for `Engine.token_values`: (n, t, d). It trains nothing."""
+    """A classifier's objective with no head, for `Engine.token_values`: (n, t, d). It trains nothing.
+
+    ConfigError: attention pools its texts, so a text has no hidden state of its own.
+    """
 
     classifier: Classifier
     d_model: int
     streams: ClassVar[tuple[str, ...]] = ()
     optional_streams: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.classifier.config.pool == "attention":
+            raise ConfigError(
+                "objective.pool = 'attention' is invalid here: its heads learn which tokens to read, so they cannot be "
+                "fitted to one vector for each text. Train them with `triaxial train`, or set it to 'mean'"
+            )
 
     def batch(self, samples: Samples) -> Batch:
         return self.classifier.batch(samples)
@@ -38,7 +49,7 @@ class TextFeatures:
         return NoHead()
 
     def loss(self, *, compile: bool) -> Loss:
-        return HiddenStates(self.d_model, self.classifier.config.pool)
+        return HiddenStates(self.d_model, self.classifier.config.pooling)
 
     def attention_mask(self, batch: Batch) -> Mask:
         return self.classifier.attention_mask(batch)
@@ -51,23 +62,22 @@ class TextFeatures:
 class HiddenStates:
     """A loss that only gives values: the normalised hidden states (b, t, d) in at least fp32.
 
-    With `pool` mean, those at each position are the mean of the text up to it.
+    Those at each position are of the text up to it, by `pooling`.
     """
 
     n_values: int
-    pool: str = "last"
+    pooling: Pooling = LAST_TOKEN
     metric_names: ClassVar[tuple[str, ...]] = ()
     evaluation_names: ClassVar[tuple[str, ...]] = ()
 
     @property
     def values_need_whole_text(self) -> bool:
         """See gpt.losses.base.OwnTokenValues."""
-        return self.pool == "mean"
+        return self.pooling.needs_whole_text
 
     def values(self, outputs: Any, batch: Batch) -> Tensor:
         hidden: Tensor = outputs
-        hidden = hidden.float()
-        return mean_over_text(hidden, batch.positions) if self.pool == "mean" else hidden
+        return self.pooling(hidden.float(), batch.positions)
 
     def __call__(self, outputs: Any, batch: Batch) -> LossTotals:
         raise NotImplementedError("hidden states have no loss")

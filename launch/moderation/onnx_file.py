@@ -30,7 +30,7 @@ class ClassifierGraph(nn.Module):
         assert isinstance(scorer.objective, Classifier)
         self.module, own = scorer.module, scorer.objective
         self.n_categories = len(own.taxonomy.ids)
-        self.pool = own.config.pool
+        self.pooling = own.config.pooling
         self.calibrators = [calibrators.get(name) for name in own.taxonomy.ids]
         self.parents = own.taxonomy.parents if own.config.parents else (-1,) * self.n_categories
 
@@ -43,15 +43,12 @@ class ClassifierGraph(nn.Module):
         """Logits (b, c) before calibration."""
         hidden = self.module.hidden_states(input_ids)  # (b, t, d)
         assert self.module.head is not None
-        if self.pool == "mean":
-            kept = attention_mask.unsqueeze(-1).double()
-            own: Tensor = self.module.head(hidden)[..., : self.n_categories]
-            logits = ((own * kept).sum(1) / kept.sum(1)).to(own.dtype)
+        if self.pooling.needs_whole_text:
+            logits = self.pooling.of_rows(self.module.head(hidden), attention_mask)
         else:
-            last = (attention_mask * torch.arange(hidden.size(1))).argmax(-1)
-            ends = hidden[torch.arange(hidden.size(0)), last]
-            logits = self.module.head(ends[:, None])[:, 0, : self.n_categories]
-        return constrained(logits, self.parents)
+            ends = self.pooling.of_rows(hidden, attention_mask)
+            logits = self.module.head(ends[:, None])[:, 0]
+        return constrained(logits[:, : self.n_categories], self.parents)
 
 
 def _calibrated(logits: Tensor, calibrator: Calibrator | None) -> Tensor:

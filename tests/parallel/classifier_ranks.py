@@ -23,7 +23,8 @@ from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import resolve_layout
 
 ROWS, ROW, MICRO, STEPS, CATEGORIES = 8, 32, 2, 2, 8  # the shipped taxonomy has 8 categories
-FROZEN = {"gpt3": (), "modern": ("embed.*", "blocks.0.*", "blocks.1.*")}
+MODEL_OF = {"gpt3": "gpt3", "modern": "modern", "attention": "gpt3"}  # by the name of the objective
+FROZEN = {"gpt3": (), "modern": ("embed.*", "blocks.0.*", "blocks.1.*"), "attention": ()}
 OBJECTIVES = {
     "gpt3": {"head": "mlp", "hidden": 8, "head_dropout": 0.3, "class_weights": {"SH": 3.0}},
     "modern": {
@@ -37,16 +38,26 @@ OBJECTIVES = {
         "critic_hidden": 10,
         "critic_clip": 0.03,
     },
+    "attention": {
+        "head": "mlp",
+        "hidden": 8,
+        "head_dropout": 0.3,
+        "pool": "attention",
+        "queries": 3,
+        "adversarial_weight": 0.5,
+        "critic_hidden": 10,
+        "critic_clip": 0.03,
+    },
 }
 
 
-def objective_of(model):
-    return ClassifierConfig(**OBJECTIVES[model]).build(z_loss=0.0)
+def objective_of(name):
+    return ClassifierConfig(**OBJECTIVES[name]).build(z_loss=0.0)
 
 
-def optimizer_of(model):
+def optimizer_of(name):
     # an eps far above rounding, so that Adam does not turn the noise of a gradient near 0 into a step
-    return OptimizerConfig(learning_rate=1e-2, eps=1e-4, frozen=FROZEN[model])
+    return OptimizerConfig(learning_rate=1e-2, eps=1e-4, frozen=FROZEN[name])
 
 
 def batch_of_step(objective, step):
@@ -72,17 +83,17 @@ def share_of(batch, engine):
 
 
 def work(rank, layouts, folder):
-    """`layouts`: {name: [model, parallel settings]}, all of one world size. Rank 0 writes result.json with the numbers
-    of each layout. NAME/0/gradients.npz has the gradients of the first step, NAME/1 the weights after the last."""
+    """`layouts`: {name: [objective, parallel settings]}, all of one world size. Rank 0 writes result.json with the
+    numbers of each layout. NAME/0/gradients.npz has the gradients of the first step, NAME/1 the weights at the end."""
     layouts = json.loads(layouts)
     torch.set_num_threads(1)
     world_size = dist_size(layouts)
     store = dist.FileStore(f"{folder}/store", world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=90))
     results = {}
-    for name, (model, parallel) in layouts.items():
-        objective = objective_of(model)
-        engine = build(model, objective, parallel, world_size)
+    for name, (kind, parallel) in layouts.items():
+        objective = objective_of(kind)
+        engine = build(kind, objective, parallel, world_size)
         evaluated = engine.evaluate(
             replace(part, row_keys=None) for part in share_of(batch_of_step(objective, 99), engine).split(MICRO)
         )
@@ -112,11 +123,10 @@ def save(named, mesh, folder):
     save_gradients(mine, mesh, folder)
 
 
-def build(model, objective, parallel, world_size):
+def build(name, objective, parallel, world_size):
+    model = MODELS[MODEL_OF[name]]
     config = ParallelConfig(**{"precision": "fp32", **parallel})
     batch = BatchConfig(MICRO, ROWS * ROW)
-    layout = resolve_layout(
-        config, batch, model=MODELS[model], seq_len=ROW, world_size=world_size, restarts_positions=True
-    )
-    settings = EngineSettings(MODELS[model], config, layout, optimizer_of(model), MICRO, seed=5)
+    layout = resolve_layout(config, batch, model=model, seq_len=ROW, world_size=world_size, restarts_positions=True)
+    settings = EngineSettings(model, config, layout, optimizer_of(name), MICRO, seed=5)
     return build_engine(settings, objective=objective, device=torch.device("cpu"))

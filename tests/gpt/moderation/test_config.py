@@ -43,6 +43,12 @@ def test_the_taxonomy_of_the_paper_is_the_default():
     ("keys", "message"),
     [
         ({"hidden": 0}, "objective.hidden = 0 is invalid: must be at least 1"),
+        ({"pool": "attention", "queries": 0}, "objective.queries = 0 is invalid: must be at least 1. Use 8"),
+        (
+            {"pool": "mean", "queries": 8},
+            "objective.queries = 8 is invalid with objective.pool = 'mean': only attention has queries. Leave it out, "
+            "or set objective.pool = 'attention'",
+        ),
         ({"critic_hidden": -1}, "objective.critic_hidden = -1 is invalid: must be at least 1"),
         ({"head_dropout": 1.0}, "objective.head_dropout = 1 is invalid: must be at least 0 and below 1. Use 0.1"),
         ({"focal_gamma": -1.0}, "objective.focal_gamma = -1 is invalid: must be 0 or above. Use 0"),
@@ -60,6 +66,11 @@ def test_what_makes_no_sense_is_refused_with_one_line(keys, message):
         ClassifierConfig(**keys)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_attention_has_eight_queries_by_default():
+    assert [ClassifierConfig(pool=pool).n_queries for pool in ("last", "mean", "attention")] == [0, 0, 8]
+    assert ClassifierConfig(pool="attention", queries=3).n_queries == 3
 
 
 def test_a_loss_over_a_vocabulary_is_refused():

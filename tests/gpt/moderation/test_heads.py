@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from gpt.model.config import ModelConfig
 from gpt.model.dropout import BlockDropout, position_keys, row_keys
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
 from gpt.moderation.heads import CategoryHead, constrained
 
 D, C, H = 6, 4, 5
@@ -31,6 +34,41 @@ def test_one_mlp_a_category_equals_a_loop_over_mlps():
         up = functional.linear(x, head.up.weight[rows], head.up.bias[rows])
         expected = functional.gelu(up, approximate="tanh") @ head.down.weight[i] + head.down.bias[i]
         assert torch.allclose(head(x)[..., i], expected, atol=1e-6)
+
+
+def test_queries_have_scores_and_values_of_their_own():
+    """Each query's values are those of a head of its own, of any kind; dropout leaves the scores alone."""
+    n, x = 3, hidden()
+    keys = position_keys(torch.from_numpy(row_keys(3, np.arange(2))), length=3)
+    for kind in ("mlp", "shared_mlp", "linear"):
+        head = filled(CategoryHead(D, C, kind=kind, hidden=H, n_queries=n, dropout=0.5))
+        found = head(x)
+        assert found.shape[-1] == n + n * C
+        assert torch.equal(found[..., :n], functional.linear(x, head.query.weight))
+        last = head.values if kind == "linear" else head.down
+        for i in range(n):
+            alone, rows = CategoryHead(D, C, kind=kind, hidden=H), slice(i * C, (i + 1) * C)
+            own = alone.classes if kind == "linear" else alone.down
+            with torch.no_grad():
+                own.weight.copy_(last.weight[rows])
+                own.bias.copy_(last.bias[rows])
+                if kind != "linear":
+                    alone.up.load_state_dict(head.up.state_dict())
+            torch.testing.assert_close(found[..., n + i * C : n + (i + 1) * C], alone(x))
+        dropped = head(x, BlockDropout(keys, 0.5))
+        assert torch.equal(dropped[..., :n], found[..., :n])
+        assert not torch.allclose(dropped[..., n:], found[..., n:])
+
+
+def test_attention_starts_near_the_plain_mean_on_any_width():
+    """Scores of states of size 1 have a deviation of 0.5, and linear values are 0."""
+    for width in (64, 256):
+        model = GPT(ModelConfig(vocab_size=8, n_ctx=8, n_layers=1, d_model=width, n_heads=2), head=None, last=False)
+        model.head = CategoryHead(width, C, kind="linear", n_queries=200)
+        initialise(model, model.config, seed=0)
+        scores = model.head(torch.ones(1, 1, width))[..., :200]
+        assert scores.std().item() == pytest.approx(0.5, rel=0.15)
+        assert not model.head.values.weight.any()
 
 
 def test_a_shared_mlp_and_a_linear_head_are_the_usual_layers():

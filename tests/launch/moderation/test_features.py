@@ -1,9 +1,13 @@
 """Features are hidden states, (b, t, d) in fp32."""
 
+import pytest
 import torch
 
+from gpt.errors import ConfigError
 from gpt.losses.base import SeveralValues, TokenValues
-from launch.moderation.features import HiddenStates
+from gpt.losses.batch import Batch
+from gpt.moderation.config import ClassifierConfig
+from launch.moderation.features import HiddenStates, TextFeatures
 
 
 def test_hidden_states_are_values_of_d_numbers():
@@ -11,6 +15,12 @@ def test_hidden_states_are_values_of_d_numbers():
     assert isinstance(loss, TokenValues)
     assert isinstance(loss, SeveralValues)
     hidden = torch.randn(2, 3, 6, dtype=torch.bfloat16)
-    found = loss.values(hidden, None)
+    found = loss.values(hidden, Batch(torch.zeros(2, 3), torch.zeros(2, 3)))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, hidden.float(), rtol=0, atol=0)
+
+
+def test_attention_has_no_features():
+    classifier = ClassifierConfig(pool="attention").build(z_loss=0.0)
+    with pytest.raises(ConfigError, match=r"objective\.pool = 'attention' is invalid here: .*, or set it to 'mean'$"):
+        TextFeatures(classifier, 8)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from classifier_ranks import MICRO, STEPS, batch_of_step, objective_of, optimizer_of
+from classifier_ranks import MICRO, MODEL_OF, STEPS, batch_of_step, objective_of, optimizer_of
 from rank_server import rank_server
 from reward_ranks import MODELS
 
@@ -51,7 +51,7 @@ def numbers_of(totals, names):
 
 def one_process(name):
     """What layouts must find, by plain torch in float64: numbers of an evaluation and of steps, gradients, weights."""
-    config, objective, settings = MODELS[name], objective_of(name), optimizer_of(name)
+    config, objective, settings = MODELS[MODEL_OF[name]], objective_of(name), optimizer_of(name)
     loss = objective.loss(compile=False)
     model = GPT(replace(config, tied=False), embed=objective.front(config), head=objective.head(config))
     initialise(model, config, seed=5)
@@ -80,20 +80,20 @@ def one_process(name):
 
 @pytest.fixture(scope="module")
 def references():
-    return {name: one_process(name) for name in ("gpt3", "modern")}
+    return {name: one_process(name) for name in MODEL_OF}
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("world_size", LAYOUTS)
 def test_losses_gradients_and_weights_do_not_depend_on_the_layout(world_size, references, tmp_path):
     layouts = {
-        f"{model}, {name}": (model, parallel) for model in references for name, parallel in LAYOUTS[world_size].items()
+        f"{kind}, {name}": (kind, parallel) for kind in references for name, parallel in LAYOUTS[world_size].items()
     }
     words = [json.dumps(layouts), tmp_path]
     rank_server().run_ranks("classifier_ranks:work", words, nproc=world_size, logs=tmp_path / "logs", timeout_s=500)
     results = json.loads((tmp_path / "result.json").read_text())
-    for name, (model, _) in layouts.items():
-        expected = references[model]
+    for name, (kind, _) in layouts.items():
+        expected = references[kind]
         for key in ("evaluated", "trained"):
             assert results[name][key] == pytest.approx(expected[key], abs=TOLERANCE, rel=TOLERANCE), (name, key)
         for folder, values in (("0", expected["gradients"]), ("1", expected["weights"])):
@@ -101,4 +101,6 @@ def test_losses_gradients_and_weights_do_not_depend_on_the_layout(world_size, re
                 assert set(found) == set(values), name
                 for key, value in values.items():
                     assert np.allclose(found[key], value, rtol=0, atol=TOLERANCE), (name, folder, key)
-    assert all(np.abs(w).max() <= 0.03 for key, w in references["modern"]["weights"].items() if "critic" in key)
+    for kind in ("modern", "attention"):
+        assert all(np.abs(w).max() <= 0.03 for key, w in references[kind]["weights"].items() if "critic" in key)
+    assert np.abs(references["attention"]["gradients"]["head.query.weight"]).max() > 10 * TOLERANCE
