@@ -1,7 +1,7 @@
 """Add up RUN/ledger.jsonl over all processes of a run, including restarts: time that trained, and time that was lost.
 
 The parts add up to the wall time from the start of the first process to the last row, including the time between
-processes. Goodput is the share of the steps, which with PPO have rollouts and scores, that was not repeated later.
+processes. Goodput is the share of the time of steps that was not repeated later. A step of PPO has rollouts and scores.
 """
 
 import math
@@ -22,7 +22,7 @@ OF_STEPS = (TRAINING, "rollouts", "scoring")  # the phases of a step
 NAMES = {
     TRAINING: "training that counted",
     "rollouts": "rollouts that counted",
-    "scoring": "scores of them that counted",
+    "scoring": "scores of rollouts that counted",
     REPEATED: "lost to repeated steps",
     "evaluation": "evaluation",
     "sampling": "sampling",
@@ -142,12 +142,13 @@ def account(rows: Sequence[Row]) -> Account:
         for phase, s in process.seconds.items():
             seconds[phase] = seconds.get(phase, 0.0) + s
     seconds.setdefault(TRAINING, 0.0)
-    seconds[REPEATED] = 0.0
-    for phase in OF_STEPS:
-        repeated_s, repeated_steps = _repeated(by_process.values(), phase)
-        if repeated_s:
-            seconds[phase] -= repeated_s
-            seconds[REPEATED] += repeated_s
+    seconds[REPEATED], repeated_steps = 0.0, 0
+    for phase in OF_STEPS if seconds[TRAINING] else ():  # a run that only samples finds all its rollouts in files
+        lost_s, lost_steps = _repeated(by_process.values(), phase)
+        if lost_s:
+            seconds[phase] -= lost_s
+            seconds[REPEATED] += lost_s
+        repeated_steps = max(repeated_steps, lost_steps)
     seconds[DOWN] = sum(process.down_s for process in processes)
     latest = next((row for row in reversed(rows) if row["from_step"] is not None), rows[-1])
     return Account(seconds, repeated_steps, latest["step"], latest["tokens"], processes)
@@ -210,15 +211,19 @@ def _between(before: Row, after: Row) -> float:
 
 
 def _repeated(processes: Iterable[Sequence[Row]], phase: str) -> tuple[float, int]:
-    """Return the seconds of a phase and the steps that a later process or a rewind repeated."""
+    """Return the seconds of a phase and the steps that a later process or a rewind repeated.
+
+    A process reads the rollouts of its first step from the files of the one before.
+    """
+    in_files = 1 if phase == "rollouts" else 0
     begun = [[row for row in rows if row["from_step"] is not None] for rows in processes]
     takes = [list(take) for rows in begun for _, take in groupby(rows, key=lambda row: row["take"])]
     lost_s, lost_steps, limit = 0.0, 0, float("inf")
     for take in reversed(takes):
         points = _seconds_by_step(take, phase)
         last_step, last_s = points[-1]
-        if limit < last_step:
-            kept = max(limit, points[0][0])
+        if limit + in_files < last_step:
+            kept = max(limit + in_files, points[0][0])
             lost_s += last_s - _interpolated(points, kept)
             lost_steps += int(last_step - kept)
         limit = min(limit, points[0][0])

@@ -45,21 +45,33 @@ def test_a_rewind_and_a_restart_from_an_earlier_step():
 
 
 def test_rollouts_and_scores_are_parts_of_a_step():
-    """Of four steps of 30 s each, the last one is repeated by a second process."""
+    """Of five steps of 30 s each, a second process repeats the last two. It has the rollouts of the first of them."""
+    start_up = {"start_up/joining": 10.0}
     first = [
-        row("a", 0, 0.0, elapsed_s=10.0, time=10.0, **{"start_up/joining": 10.0}),
-        row("a", 3, 30.0, elapsed_s=100.0, time=100.0, rollouts=45.0, scoring=15.0, **{"start_up/joining": 10.0}),
-        row("a", 4, 40.0, elapsed_s=130.0, time=130.0, rollouts=60.0, scoring=20.0, **{"start_up/joining": 10.0}),
+        row("a", 0, 0.0, elapsed_s=10.0, time=10.0, **start_up),
+        row("a", 3, 30.0, elapsed_s=100.0, time=100.0, rollouts=45.0, scoring=15.0, **start_up),
+        row("a", 5, 50.0, elapsed_s=160.0, time=160.0, rollouts=75.0, scoring=25.0, **start_up),
     ]
-    found = account(first)
-    assert found.goodput == 120 / 130
+    assert account(first).goodput == 150 / 160
     second = [
-        row("b", 3, 0.0, from_step=3, elapsed_s=0.0, time=130.0),
-        row("b", 4, 10.0, from_step=3, elapsed_s=30.0, time=160.0, rollouts=15.0, scoring=5.0),
+        row("b", 3, 0.0, from_step=3, elapsed_s=0.0, time=160.0),
+        row("b", 4, 10.0, from_step=3, elapsed_s=15.0, time=175.0, scoring=5.0),
+        row("b", 5, 20.0, from_step=3, elapsed_s=45.0, time=205.0, rollouts=15.0, scoring=10.0),
     ]
     found = account([*first, *second])
-    assert (found.seconds[REPEATED], found.repeated_steps, found.goodput) == (30.0, 1, 120 / 160)
-    assert [found.seconds[phase] for phase in ("training", "rollouts", "scoring")] == [40.0, 60.0, 20.0]
+    assert (found.seconds[REPEATED], found.repeated_steps, found.goodput) == (20.0 + 10.0 + 15.0, 2, 150 / 205)
+    assert [found.seconds[phase] for phase in ("training", "rollouts", "scoring")] == [50.0, 75.0, 25.0]
+
+
+def test_a_restart_of_a_run_that_only_samples_loses_nothing():
+    """It saves no checkpoint, so it starts at step 0 again, and finds the files of the first three steps."""
+    found = account(
+        [
+            row("a", 3, 0.0, elapsed_s=50.0, time=50.0, rollouts=45.0),
+            row("b", 4, 0.0, elapsed_s=20.0, time=70.0, rollouts=15.0),
+        ]
+    )
+    assert (found.seconds[REPEATED], found.repeated_steps, found.goodput) == (0.0, 0, 60 / 70)
 
 
 def test_setting_the_clock_back_subtracts_no_time():
