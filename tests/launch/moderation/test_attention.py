@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from served import served
 
 from launch.main import main
 from launch.moderation.export import TOLERANCE
@@ -57,6 +58,17 @@ def test_the_command_gives_the_scores_of_each_text_alone(run, tmp_path):
     positive, negative = ([p for p, label in zip(found[:, 0], labels, strict=True) if label == y] for y in (1, 0))
     assert min(len(positive), len(negative)) > 10
     assert np.mean(positive) > np.mean(negative) + 0.3
+
+
+def test_a_server_gives_the_same_scores(run):
+    """Tolerance 2e-6."""
+    pytest.importorskip("aiohttp", reason="aiohttp is not installed; it comes with the extra 'serve'")
+    texts = texts_of(run)[:5]
+    with served(["-m", "launch.main", "moderate", "serve", run.run, "--port", 0]) as server:
+        status, answer, _ = server.ask("/v1/moderations", {"input": texts})
+    assert status == 200
+    found = [list(one["category_scores"].values()) for one in answer["results"]]
+    np.testing.assert_allclose(found, load_classifier(run.run).scores(texts), atol=2e-6)
 
 
 def test_an_evaluation_has_the_loss_of_each_category(run):
