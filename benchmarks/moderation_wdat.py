@@ -1,11 +1,12 @@
 """Domain adversarial training on frozen features: Davidson's tweets to category H of samples-1680, five seeds.
 
-    python benchmarks/moderation_wdat.py FEATURES.npz [--weights 0 0.01 1]
+    python benchmarks/moderation_wdat.py TWEETS.npz SAMPLES.npz [--layers 8] [--pools mean] [--weights 0 0.01 1]
 
-FEATURES.npz is a file of moderation_features.py. An encoder [d, 128] with GELU is on top of the features, a linear head
-and WDAT's critic on top of it. Source: the tweets, with labels. Target: half of samples-1680, by seed, without labels.
-Measured: AUPRC of H on the other half, and the distance of the domains by the critic at the end. Weight 0 is no
-adaptation: the same seed, batches and steps. Features are standardised by the source's mean and deviation.
+TWEETS.npz and SAMPLES.npz are files of moderation_features.py, or one with both. An encoder [d, 128] with GELU is on
+top of the features, a linear head and WDAT's critic on top of it. Source: the first --tweets tweets of which --hateful
+are hateful, with labels. Target: half of samples-1680, by seed, without labels. Measured: AUPRC of H on the other half,
+and the distance of the domains by the critic at the end. Weight 0 is no adaptation: the same seed, batches and steps.
+Features are standardised by the source's mean and deviation.
 """
 
 import argparse
@@ -51,15 +52,36 @@ def trained(source: Tensor, label: Tensor, target: Tensor, *, weight: float, see
     return nn.Sequential(encoder, head), float(np.mean(distances[-10:]))
 
 
+def labelled_tweets(args: argparse.Namespace) -> tuple[np.ndarray, Tensor]:
+    """Features (n, d) of the first hateful and other tweets of the file, and 1 where hateful (n,)."""
+    with np.load(args.source) as file:
+        hateful = file["hateful"] > 0
+    rows = np.concatenate(
+        (np.flatnonzero(hateful)[: args.hateful], np.flatnonzero(~hateful)[: args.tweets - args.hateful])
+    )
+    label = torch.from_numpy(hateful[rows]).float()
+    if len(rows) < args.tweets or label.sum() < args.hateful:
+        raise SystemExit(
+            f"{args.source} has {hateful.sum()} hateful tweets of {len(hateful)}. Make it with --keep-hate"
+        )
+    return features(args.source, "tweets", args.layers, args.pools)[rows], label
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("features", type=Path)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--layers", type=int, nargs="+", help="of the features (default: all in the file)")
+    parser.add_argument("--pools", nargs="+", help="of the features (default: all in the file)")
+    parser.add_argument("--tweets", type=int, default=1000)
+    parser.add_argument("--hateful", type=int, default=300)
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.01, 1.0, 100.0])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    source, target = features(args.features, "tweets"), features(args.features, "samples")
-    with np.load(args.features) as file:
-        label, truth = torch.from_numpy(file["hateful"]).float(), file["labels"][:, H]
+    source, label = labelled_tweets(args)
+    target = features(args.target, "samples", args.layers, args.pools)
+    with np.load(args.target) as file:
+        truth = file["labels"][:, H]
     mean, deviation = source.mean(0), source.std(0) + 1e-6
     source, target = (torch.from_numpy((x - mean) / deviation).float() for x in (source, target))
     print("weight  AUPRC of H by seed                   mean   above weight 0   distance")
