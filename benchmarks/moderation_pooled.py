@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def _report(args: argparse.Namespace, texts: list[str], labels: np.ndarray, fold: np.ndarray) -> None:
-    """Print the table of the folds that are there, if it is all of them."""
+    """Print the table if all folds are done, else how many are."""
     done = [i for i in range(FOLDS) if (args.out / f"pooled-fold{i}.npz").exists()]
     if len(done) < FOLDS:
         print(f"{len(done)} of {FOLDS} folds are done")

@@ -45,7 +45,8 @@ class LastToken:
         return outputs
 
     def of_rows(self, outputs: Tensor, kept: Tensor) -> Tensor:
-        return outputs[torch.arange(outputs.size(0)), (kept * torch.arange(outputs.size(1))).argmax(-1)]
+        rows, columns = (torch.arange(size, device=outputs.device) for size in outputs.shape[:2])
+        return outputs[rows, (kept * columns).argmax(-1)]
 
 
 LAST_TOKEN = LastToken()
@@ -70,7 +71,7 @@ class AttentionOverText:
     """Means weighted by softmax, of queries that learn which tokens to read.
 
     `outputs` (b, t, q + q * c) have the scores of the queries, then c values for each query. The logit of a category is
-    the sum over queries h of sum_t softmax_t(score_h) value_h. A further output, the critic's, is averaged.
+    the sum over queries h and tokens t of softmax_t(score_h) value_h. A further output, the critic's, is averaged.
     With linear values this is the formula of gpt.moderation.frozen.attention_pooling.
     """
 
