@@ -37,6 +37,7 @@ from launch.planning.plan_request import (
     GpuOption,
     check_amounts,
     gpus_here,
+    notes_on_adapter,
     notes_on_engine,
     parse_deadline,
     parse_gpus,
@@ -84,6 +85,7 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
         _print([note] if (note := taken_as(wanted.name, gpu, hardware.gpus)) else [])
         request = plan_request(args, config, hardware, gpu)
         _print(notes_on_engine(args, config))
+    _print(notes_on_adapter(config))
     if args.calibrate is not None and profile is None:
         request, calibration = calibrate(args.calibrate, request)
         print(calibration)

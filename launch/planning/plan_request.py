@@ -118,6 +118,16 @@ def notes_on_engine(args: argparse.Namespace, config: RunConfig) -> list[str]:
     return notes
 
 
+def notes_on_adapter(config: RunConfig) -> list[str]:
+    """A line if the recipe has adapters, which the planner does not model."""
+    if config.adapter is None:
+        return []
+    return [
+        "note: planned as if the whole model trained: with [adapter] a step takes less time and memory. "
+        "`triaxial train RECIPE --dry-run` measures the memory"
+    ]
+
+
 def _own_stack(parallel: ParallelConfig, hardware: Hardware) -> Stack:
     """The profile of this program's speed: Megatron-core brings its own layers, the other engines run ours."""
     if parallel.engine == "megatron":

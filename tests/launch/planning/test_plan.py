@@ -8,12 +8,13 @@ import pytest
 
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
+from launch.config.run_config import read_run_config
 from launch.planning.plan import chosen, numbers_that_fit, option_of
 from launch.planning.plan_figures import figures
 from launch.planning.plan_files import sbatch_text
 from launch.planning.plan_page import plan_page
 from launch.planning.plan_report import PlannedLayout, knee_of, layout_table, memory_table, rejected_lines
-from launch.planning.plan_request import check_amounts, gpus_here
+from launch.planning.plan_request import check_amounts, gpus_here, notes_on_adapter
 from launch.planning.plan_scatter import PlanPoint, scatter
 from launch.planning.validate import validate
 from parallel.layout.config import BatchConfig, ParallelConfig
@@ -102,3 +103,9 @@ def test_rejected_layouts_take_few_lines(found):
     assert len(lines) == 3
     assert lines[-1].endswith("other rules; --rejected shows them, --json lists all")
     assert len(rejected_lines(ranking, most=99)) == 2 * len(ranking.rejected)
+
+
+def test_a_plan_says_that_it_does_not_model_adapters():
+    assert notes_on_adapter(read_run_config("gpt3_125m", [])) == []
+    (note,) = notes_on_adapter(read_run_config("gpt3_125m", ["--adapter.rank", "8"]))
+    assert note.startswith("note: planned as if the whole model trained")
