@@ -55,18 +55,21 @@ def read_merged(chain: Chain, names: Iterable[str]) -> Iterator[tuple[str, Tenso
 def _merge(chain: Chain, weights: Mapping[str, Tensor]) -> None:
     """Add B A of the adapters of each checkpoint to weights that the last one holds, in place, the last one's first.
 
-    Communicates nothing: each rank reads the small A and B of the weights that it holds.
+    Communicates nothing: each rank reads the small A and B of the weights that it holds. A weight that is held in bf16
+    is read again as it was saved, so that it is rounded once.
     """
-    for checkpoint in reversed(chain):
-        adapter = adapter_of(checkpoint.state)
-        if adapter is None:
+    adapters = [(one, adapter) for one in reversed(chain) if (adapter := adapter_of(one.state)) is not None]
+    for name, weight in weights.items():
+        names, shard = adapter_names(name), local(weight)
+        own = [(one, adapter) for one, adapter in adapters if names[0] in one.index]
+        if not own or not name.endswith(".weight") or not shard.numel():
             continue
-        for name, weight in weights.items():
-            names = adapter_names(name)
-            if not name.endswith(".weight") or names[0] not in checkpoint.index:
-                continue
-            shard = local(weight)
-            if shard.numel():
-                a, b = (tensor.to(shard.device) for _, tensor in read_tensors(checkpoint, names))
-                rows, columns = held_indices(weight)
-                shard.copy_(merged(shard, a[:, columns], b[rows], scale=adapter.scale))
+        (rows, columns), wide = held_indices(weight), torch.promote_types(shard.dtype, torch.float32)
+        total = shard
+        if shard.dtype != wide:
+            ((_, stored),) = read_tensors(chain[-1], [name])
+            total = stored[rows.cpu()][:, columns.cpu()].to(shard.device, wide)
+        for one, adapter in own:
+            a, b = (tensor.to(shard.device) for _, tensor in read_tensors(one, names))
+            total = merged(total, a[:, columns], b[rows], scale=adapter.scale)
+        shard.copy_(total)
