@@ -34,7 +34,7 @@ from launch.planning.plan import given_layout
 from launch.profiling.machine_profile import machine_cluster, measure, profile_for_here, summary
 from parallel.planner.choice.candidates import PlanRequest
 from parallel.planner.hardware.tables import read_hardware
-from parallel.planner.machine.profile import MachineProfile
+from parallel.planner.machine.profile import MachineProfile, write_profile
 from parallel.planner.published.validate import ErrorSummary, covering_spread
 from parallel.planner.published.validate import summary as error_summary
 from parallel.planner.step_time.step import StepTime, step_time
@@ -88,13 +88,17 @@ FOUR = ("tensor 2 x data 2", {"tensor": 2, "data": 2}, 1)  # on two cores: only 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A layout's predicted and measured seconds of a step. `spread`: quartiles of the measured steps, relative."""
+    """A layout's predicted and measured seconds of a step. `spread`: quartiles of the measured steps, relative.
+
+    `steps`: the seconds of each counted step, in the order in which they were measured.
+    """
 
     name: str
     ranks: int
     predicted: StepTime
     measured: float
     spread: float
+    steps: tuple[float, ...] = ()
 
     @property
     def error(self) -> float:
@@ -110,7 +114,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", type=Path, help="of this machine (default: measure one)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as Markdown")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures as JSON, and beside them the profile"
+    )
     parser.add_argument("--rounds", type=int, default=2, help="runs of each layout")
     parser.add_argument("--minutes", type=float, default=8.0, help="start no round that would end later")
     parser.add_argument("--steps", type=int, default=16, help="steps of a run, the first 4 not counted")
@@ -132,6 +138,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="triaxial_planner_here_") as name:
         folder = Path(name)
         profile = read_or_measure(args)
+        if args.json is not None:
+            write_profile(args.json.with_suffix(".profile.json"), profile)  # its fits can be repeated later
         print("\n".join(summary(profile)), flush=True)
         chosen = [*LAYOUTS, *([FOUR] if any(each.ranks == 4 for each in profile.by_ranks) else [])]
         chosen = [layout for layout in chosen if args.only is None or args.only in layout[0]]
@@ -139,7 +147,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         predicted = [predict(recipe, settings, size, profile) for _, settings, size in chosen]
         spans = train_rounds(args, chosen, predicted, recipe, started_at=started_at)
     outcomes = [
-        Outcome(layout[0], ranks_of(layout[1]), step, statistics.median(found), spread_of(found))
+        Outcome(layout[0], ranks_of(layout[1]), step, statistics.median(found), spread_of(found), tuple(found))
         for layout, step, found in zip(chosen, predicted, spans, strict=True)
     ]
     lines = report(args, profile, outcomes, minutes=(time.perf_counter() - started_at) / 60)
@@ -273,10 +281,11 @@ def report(
     found = summary_of(outcomes)
     now = datetime.now(UTC).isoformat(timespec="minutes")
     machine = profile.machine
+    runs = len(outcomes[0].steps) // (args.steps - FIRST_STEPS)  # fewer than --rounds if --minutes were over
     lines = [
         f"{now}, {machine.cpu}, {machine.cores} cores, {machine.instructions}, torch {machine.torch}, "
         f"{args.precision}. Model: {args.layers} blocks of {args.width}, vocabulary {args.vocab}, {args.sequences} "
-        f"sequences of {args.context} tokens a step; {args.rounds} runs of {args.steps} steps a layout; {minutes:.1f} "
+        f"sequences of {args.context} tokens a step; {runs} runs of {args.steps} steps a layout; {minutes:.1f} "
         f"minutes.",
         "",
         "| layout | predicted s | measured s | error | spread of the steps |",
@@ -331,6 +340,7 @@ def as_json(profile: MachineProfile, outcomes: Sequence[Outcome]) -> dict[str, A
                 "error": each.error,
                 "spread": each.spread,
                 "parts_s": each.predicted.parts,
+                "steps_s": [round(seconds, 4) for seconds in each.steps],
             }
             for each in outcomes
         ],

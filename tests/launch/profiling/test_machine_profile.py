@@ -26,7 +26,7 @@ from launch.profiling.machine_profile import (
     threads_here,
     usual_ranks,
 )
-from parallel.planner.machine.profile import ProductTime, write_profile
+from parallel.planner.machine.profile import SCHEMA, ProductTime, write_profile
 from parallel.planner.published.validate import covering_spread
 
 
@@ -116,7 +116,7 @@ def test_the_whole_profile_is_measured_and_planned_with(tmp_path, capsys):
     """`doctor --measure`, then `plan --calibrate`: minutes."""
     path = tmp_path / "profile.json"
     assert main(["doctor", "--measure", "--output", str(path), "--precision", "bf16"]) == 0
-    assert json.loads(path.read_text())["schema"] == 1
+    assert json.loads(path.read_text())["schema"] == SCHEMA
     capsys.readouterr()
     assert main(["plan", "tinystories_10m", "--calibrate", str(path), "--parallel.compile", "false"]) == 0
     assert "measured on this machine" in capsys.readouterr().out
