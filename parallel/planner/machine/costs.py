@@ -15,6 +15,9 @@ from parallel.planner.machine.work import EndWork, KernelTables, PassWork, block
 from parallel.planner.step_time.job import Job, rank_parameters
 from parallel.planner.step_time.kernels import Seconds
 
+# Of the factor of repeated work, near 1: its samples are differences of two times, so their noise is large.
+REPEATED_PRIOR = 0.2
+
 
 @dataclass(frozen=True)
 class PassCosts:
@@ -96,15 +99,22 @@ def _recompute(
         rows, extra, scales = [], [], []
         for each in (sample for sample in samples if sample.recompute == mode and size_of(sample) in plain):
             up = block_work(each.job, tables)[0]
-            block, same = block_seconds(up, forward), plain[size_of(each)]
-            again = block.total if mode == "full" else block.elementwise + block.overhead
-            rows.append((each.n_layers * again, each.n_layers * up.kernels))
+            same = plain[size_of(each)]
+            rows.append((each.n_layers * _repeated(mode, up, forward), each.n_layers * up.kernels))
             extra.append(max(0.0, each.forward + each.backward - same.forward - same.backward))
             scales.append(each.forward + each.backward)
         if rows:
-            factor, kernel = nonnegative_fit(rows, extra, scales=scales, expected=(1.0, None))
+            factor, kernel = nonnegative_fit(
+                rows, extra, scales=scales, expected=(1.0, None), prior_weight=REPEATED_PRIOR
+            )
             found[mode] = factor, kernel
     return found
+
+
+def _repeated(mode: str, up: PassWork, forward: PassCosts) -> float:
+    """Seconds of a block's forward that backward repeats."""
+    block = block_seconds(up, forward)
+    return block.total - up.last * forward.kernels if mode == "full" else block.elementwise + block.overhead
 
 
 def size_of(sample: EngineSample) -> tuple[object, ...]:
@@ -146,7 +156,7 @@ def model_passes(job: Job, tables: KernelTables, costs: AloneCosts) -> tuple[Sec
     forward, backward = block_seconds(up, costs.forward), block_seconds(down, costs.backward)
     if job.recompute != "none":
         factor, kernel = costs.recompute.get(job.recompute, (1.0, 0.0))  # not measured: as the first time
-        again = forward.total if job.recompute == "full" else forward.elementwise + forward.overhead
+        again = _repeated(job.recompute, up, costs.forward)
         watched = Seconds(recompute=kernel * up.kernels / 2)  # torch watches each kernel of both passes
         forward += watched
         backward += watched + Seconds(recompute=factor * again)

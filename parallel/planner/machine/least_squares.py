@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 ROUNDS = 20_000
-PRIOR_WEIGHT = 0.05  # of an expected factor relative to one measurement
+PRIOR_WEIGHT = 0.05  # of an expected factor
 TOLERANCE = 1e-12
 
 
@@ -15,11 +15,13 @@ def nonnegative_fit(
     *,
     scales: Sequence[float],
     expected: Sequence[float | None],
+    prior_weight: float = PRIOR_WEIGHT,
 ) -> list[float]:
     """The coefficients, none below 0, whose sums over the columns of `rows` are nearest to `measured`.
 
     An error counts relative to the row's entry in `scales`. `expected`: a factor's value if the measurements do not
-    determine it, such as 1 for kernels; None for a cost that only measurements know.
+    determine it, such as 1 for kernels; None for a cost that only measurements know. `prior_weight`: of these values,
+    relative to one measurement.
     """
     weights = 1.0 / np.asarray(scales, dtype=float)
     matrix = np.asarray(rows, dtype=float) * weights[:, None]
@@ -27,8 +29,8 @@ def nonnegative_fit(
     for column, value in enumerate(expected):
         if value is not None:
             extra = np.zeros((1, matrix.shape[1]))
-            extra[0, column] = PRIOR_WEIGHT
-            matrix, target = np.vstack([matrix, extra]), np.append(target, PRIOR_WEIGHT * value)
+            extra[0, column] = prior_weight
+            matrix, target = np.vstack([matrix, extra]), np.append(target, prior_weight * value)
     lengths = np.linalg.norm(matrix, axis=0)
     lengths[lengths == 0] = 1.0
     matrix = matrix / lengths

@@ -27,7 +27,8 @@ class PassWork:
 
     `elementwise`: in backward also the sums of biases' gradients, and of gradients over micro-batches. `kernels`: how
     many are started, of which `threaded` are large enough for several threads. `weights`: elements that each
-    micro-batch reads again, since caches do not hold a model.
+    micro-batch reads again, since caches do not hold a model. `last`: of the products, seconds of a block's last one,
+    which full recomputation skips, since backward does not need it.
     """
 
     products: float = 0.0
@@ -36,6 +37,7 @@ class PassWork:
     kernels: float = 0.0
     weights: float = 0.0
     threaded: float = 0.0
+    last: float = 0.0
 
     @property
     def priced(self) -> float:
@@ -113,7 +115,7 @@ def block_work(job: Job, tables: KernelTables) -> tuple[PassWork, PassWork]:
     weights = job.model.block_parameters / job.tensor
     threaded = started if rows * job.model.d_model >= GRAIN else 0.0
     return (
-        PassWork(once, scores, moved, started, weights, threaded),
+        PassWork(once, scores, moved, started, weights, threaded, last=tables.product("forward", rows, *shapes[-1])),
         PassWork(back, again, moved_back, started, weights, threaded),
     )
 

@@ -29,3 +29,11 @@ def test_a_cost_that_would_be_negative_is_zero_and_the_others_are_best_without_i
 def test_a_factor_that_no_measurement_tells_keeps_its_expected_value():
     found = nonnegative_fit([(1.0, 0.0), (2.0, 0.0)], [3.0, 6.0], scales=[3.0, 6.0], expected=(None, 1.0))
     assert found == pytest.approx([3.0, 1.0])
+
+
+def test_a_heavier_prior_outweighs_a_noisy_measurement():
+    light, heavy = (
+        nonnegative_fit([(0.2,)], [0.1], scales=[1.0], expected=(1.0,), prior_weight=weight)[0] for weight in (0.01, 1.0)
+    )
+    assert light == pytest.approx(0.5, abs=0.01)
+    assert heavy == pytest.approx((0.2 * 0.1 + 1.0) / (0.2**2 + 1.0))
