@@ -50,7 +50,7 @@ TINY = SampleSize(64, 2, 512, 32, 1)
 MIDDLE = SampleSize(256, 4, 2048, 128, 2)
 WIDE = SampleSize(512, 2, 2048, 256, 1)
 HEADED = SampleSize(256, 2, 8192, 256, 2)
-DEEP = SampleSize(512, 4, 2048, 256, 1)  # a pipeline's stages compute much longer than their actions take to start
+DEEP = SampleSize(512, 4, 2048, 256, 1)  # stages compute much longer than their actions take; caches hold no weights
 TALL = SampleSize(512, 1, 2048, 256, 4)  # many tokens for each weight: kernels cost more than reading the weights
 SINGLE = (
     TINY,
@@ -65,6 +65,7 @@ SINGLE = (
     replace(WIDE, n_layers=1, vocab_size=8192),
     replace(MIDDLE, n_layers=2, micro_batch_size=8),
     TALL,
+    DEEP,
 )
 GPU_FACTOR = 4  # times as wide and as long on a GPU
 

@@ -22,6 +22,7 @@ LENGTHS = {"cpu": (64, 256, 1024), "cuda": (256, 1024, 4096, 16384)}
 HEADS = {"cpu": 8, "cuda": 32}
 D_HEADS = (32, 64, 128)
 ELEMENTS = {"cpu": (2**12, 2**15, 2**18, 2**21), "cuda": (2**16, 2**20, 2**24, 2**27)}
+COLD_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}  # of fp32: more than caches hold, as the gradients of a model are
 WIDTH = 512  # of the rows that a norm works on
 MAX_SCORES = {"cpu": 2**24, "cuda": 2**36}  # heads x length x length
 
@@ -66,9 +67,11 @@ def attention_cases(device: torch.device, precision: str) -> Iterator[TimedCase]
 def elementwise_cases(device: torch.device, precision: str) -> Iterator[TimedCase]:
     """Kernels that move memory, in forward and backward, by the number of elements.
 
-    "copy" rounds an fp32 tensor to the computation's type, and adds one of that type to it, as a gradient to its sum.
+    "copy" rounds an fp32 tensor to the computation's type, and adds one of that type to another, as a gradient to its
+    sum. Each call takes another sum: a model's are in no cache when a micro-batch comes back to them.
     """
     dtype = DTYPES[precision]
+    sums = torch.zeros(COLD_ELEMENTS[device.type], device=device)
     for elements in ELEMENTS[device.type]:
         rows = elements // WIDTH
         make = partial(torch.randn, rows, WIDTH, device=device)
@@ -80,11 +83,18 @@ def elementwise_cases(device: torch.device, precision: str) -> Iterator[TimedCas
             back = partial(torch.autograd.grad, out, leaves, grad.view_as(out), retain_graph=True)
             row = partial(ElementwiseTime, precision, name, elements)
             yield TimedCase((partial(function, *leaves), back), row)
-        copy, add_up = partial(wide.to, dtype, copy=True), partial(wide.add_, x, alpha=1e-9)
+        copy, add_up = (
+            partial(wide.to, dtype, copy=True),
+            partial(_add_to_next, itertools.cycle(torch.split(sums, elements)), x),
+        )
         yield TimedCase((copy, add_up), partial(ElementwiseTime, precision, "copy", elements))
         yield TimedCase(
             (partial(torch.add, x, y), partial(torch.sum, x, 0)), partial(ElementwiseTime, precision, "add", elements)
         )
+
+
+def _add_to_next(sums: Iterator[Tensor], x: Tensor) -> Tensor:
+    return next(sums).view_as(x).add_(x)
 
 
 def _functions(

@@ -33,7 +33,8 @@ def test_a_factor_that_no_measurement_tells_keeps_its_expected_value():
 
 def test_a_heavier_prior_outweighs_a_noisy_measurement():
     light, heavy = (
-        nonnegative_fit([(0.2,)], [0.1], scales=[1.0], expected=(1.0,), prior_weight=weight)[0] for weight in (0.01, 1.0)
+        nonnegative_fit([(0.2,)], [0.1], scales=[1.0], expected=(1.0,), prior_weight=weight)[0]
+        for weight in (0.01, 1.0)
     )
     assert light == pytest.approx(0.5, abs=0.01)
     assert heavy == pytest.approx((0.2 * 0.1 + 1.0) / (0.2**2 + 1.0))

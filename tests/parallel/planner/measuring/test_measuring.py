@@ -55,7 +55,8 @@ def test_kernels_compute_what_they_are_named_for():
     assert copies[0].parts[0]().dtype == torch.bfloat16
     sums = [copies[0].parts[1]() for _ in range(2)]
     assert sums[0].dtype == torch.float32
-    assert sums[0].data_ptr() == sums[1].data_ptr()  # gradients are added in place
+    assert sums[0].data_ptr() != sums[1].data_ptr()  # gradients are added in place, to sums that are in no cache
+    assert sums[0].untyped_storage().nbytes() == sums[1].untyped_storage().nbytes() >= 2**26
     kinds = {case.row(1.0, 1.0).kind for case in elementwise_cases(CPU, "bf16")}
     assert kinds == {"layernorm", "rmsnorm", "gelu", "swiglu", "rope", "copy", "add"}
 
@@ -63,7 +64,9 @@ def test_kernels_compute_what_they_are_named_for():
 def test_every_sample_names_a_layout_that_the_rules_allow():
     """Each task of one process and of 2 and 4 ranks, without running it."""
     alone = alone_tasks(CPU, "bf16")
-    assert len(alone) == 18
+    assert len(alone) == 19
+    weights = [12 * task.size.n_layers * task.size.d_model**2 for task in alone]
+    assert max(weights) * 6 > 2**26  # with the sums of their gradients, more bytes than a CPU's caches hold
     rows = [task.size.micro_batch_size * task.size.seq_len for task in alone]
     assert sum(count >= 1024 for count in rows) >= 2  # kernels outweigh what each micro-batch does to all weights
     for ranks in (2, 4):
