@@ -14,7 +14,7 @@ import torch
 from gpt.errors import ConfigError
 from launch.processes.environment import shown_settings
 from launch.processes.machine_facts import cpu_name, load_here, load_warning
-from launch.profiling.profile_ranks import PartsDone, measure_ranks, parts_of
+from launch.profiling.profile_ranks import PartsDone, joined, measure_ranks, parts_of
 from launch.reports.written import check_destination
 from parallel.planner.hardware.tables import Cluster, Gpu, Network
 from parallel.planner.machine.measured_step import measured_machine
@@ -87,20 +87,31 @@ def measure(
     if busy := load_warning(load_here(), machine.cores, most=0.5):
         text = f"warning: {busy}: this takes longer, and the profile is that of a busy machine. Ctrl-C ends it"
         print(text, file=sys.stderr, flush=True)
-    sizes = [sum(parts_of(count, precisions)) for count in counts]
-    parts, tables = PartsDone(0, sum(sizes), time.time()), list[RanksTables]()
     try:
-        for count, size in zip(counts, sizes, strict=True):
-            tables.append(measure_ranks(count, precisions, cores=machine.cores, parts=parts))
-            parts = parts.after(size)
+        tables = _two_turns(counts, precisions, machine.cores)
     except KeyboardInterrupt:
         print("interrupted: no profile is written", file=sys.stderr)
         raise
     memory = _memory_bytes(machine)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    profile = MachineProfile(machine, now, time.perf_counter() - started_at, memory, tuple(tables))
+    profile = MachineProfile(machine, now, time.perf_counter() - started_at, memory, tables)
     write_profile(path, profile)
     return path, profile
+
+
+def _two_turns(counts: Sequence[int], precisions: Sequence[str], cores: int) -> tuple[RanksTables, ...]:
+    """The tables of each number of ranks.
+
+    The speed of a shared host drifts by a few percent within minutes. Steps of all numbers of ranks are therefore
+    measured twice, one number after the other, such that the drift is not taken for a cost of some layouts.
+    """
+    turns = [(count, again) for again in (False, True) for count in counts]
+    sizes = [sum(parts_of(count, precisions, again=again)) for count, again in turns]
+    parts, found = PartsDone(0, sum(sizes), time.time()), list[RanksTables]()
+    for (count, again), size in zip(turns, sizes, strict=True):
+        found.append(measure_ranks(count, precisions, cores=cores, parts=parts, again=again))
+        parts = parts.after(size)
+    return tuple(joined(*both) for both in zip(found[: len(counts)], found[len(counts) :], strict=True))
 
 
 def usual_ranks(machine: MachineIdentity) -> tuple[int, ...]:

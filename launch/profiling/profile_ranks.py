@@ -25,7 +25,7 @@ from launch.processes.rank_process import keep_freed_memory
 from launch.processes.sealing import seal_object_collectives
 from parallel.agreement import wait_for_all
 from parallel.layout.gloo_groups import use_one_gloo_worker
-from parallel.planner.machine.profile import ROWS, RanksTables
+from parallel.planner.machine.profile import ROWS, EngineSample, RanksTables
 from parallel.planner.measuring.sections import Measured, measure_alone, measure_group
 
 PRELOAD = ("launch.profiling.profile_ranks",)  # imports torch and everything that a rank needs
@@ -52,22 +52,29 @@ class PartsDone:
         return f"part {self.done} of {self.parts}{left}"
 
 
-def parts_of(ranks: int, precisions: Sequence[str]) -> tuple[int, int]:
-    """The parts of a profile that ranks measure alone, and those that they measure as a group."""
-    return 4 * len(precisions), (1 + len(precisions)) * (ranks > 1)
+def parts_of(ranks: int, precisions: Sequence[str], *, again: bool) -> tuple[int, int]:
+    """The parts of a profile that ranks measure alone, and those that they measure as a group.
+
+    `again`: a second turn, which measures the steps alone.
+    """
+    alone, group = (1, 0) if again else (4, 1)
+    return alone * len(precisions), (group + len(precisions)) * (ranks > 1)
 
 
-def measure_ranks(ranks: int, precisions: Sequence[str], *, cores: int, parts: PartsDone) -> RanksTables:
+def measure_ranks(
+    ranks: int, precisions: Sequence[str], *, cores: int, parts: PartsDone, again: bool = False
+) -> RanksTables:
     """Everything that this machine does with `ranks` processes at once. Progress goes to the error stream.
 
-    `parts`: those before these ranks.
+    `parts`: those before these ranks. `again`: measure only the steps, in new processes.
 
     ConfigError: a rank failed; the message ends with its last lines.
     """
     context = fork_server(PRELOAD)
     with temporary_folder() as temporary:
         folder = temporary.path
-        task = {"ranks": ranks, "precisions": list(precisions), "cores": cores, "parts": dataclasses.asdict(parts)}
+        task = {"ranks": ranks, "precisions": list(precisions), "cores": cores, "again": again}
+        task["parts"] = dataclasses.asdict(parts)
         (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
         jobs: list[tuple[str, Callable[..., None]]] = [("alone", alone_rank)]
         jobs += [("group", group_rank)] * (ranks > 1)
@@ -92,6 +99,18 @@ def measure_ranks(ranks: int, precisions: Sequence[str], *, cores: int, parts: P
     )
 
 
+def joined(first: RanksTables, second: RanksTables) -> RanksTables:
+    """The tables of the first turn, and the mean of both turns' steps."""
+    both = zip(first.samples, second.samples, strict=True)
+    samples = [_mean(EngineSample, [dataclasses.asdict(each) for each in pair]) for pair in both]
+    return dataclasses.replace(
+        first,
+        spread=statistics.fmean((first.spread, second.spread)),
+        waiting=max(first.waiting, second.waiting),
+        samples=tuple(samples),
+    )
+
+
 def alone_rank(rank: int, folder: str) -> None:
     """One of several processes that measure at once, each in a process group of its own."""
     task = _read(Path(folder, "task.json"))
@@ -107,8 +126,9 @@ def alone_rank(rank: int, folder: str) -> None:
 
     threads = torch.get_num_threads()
     processor = device.type == "cpu" and threads == 1 and task["ranks"] <= task["cores"]
+    report = _reporter(rank, task, threads)
     found = measure_alone(
-        device, task["precisions"], processor=processor, meet=meet, report=_reporter(rank, task, threads)
+        device, task["precisions"], kernels=not task["again"], processor=processor, meet=meet, report=report
     )
     _write(Path(folder, f"alone{rank}.json"), found, threads)
     dist.destroy_process_group()
@@ -123,8 +143,8 @@ def group_rank(rank: int, folder: str) -> None:
         _backend(device), store=store, rank=rank, world_size=task["ranks"], timeout=timedelta(seconds=TIMEOUT_S)
     )
     threads = torch.get_num_threads()
-    report = _reporter(rank, task, threads, before=parts_of(task["ranks"], task["precisions"])[0])
-    found = measure_group(device, task["precisions"], ranks=task["ranks"], report=report)
+    report = _reporter(rank, task, threads, before=parts_of(task["ranks"], task["precisions"], again=task["again"])[0])
+    found = measure_group(device, task["precisions"], ranks=task["ranks"], messages=not task["again"], report=report)
     _write(Path(folder, f"group{rank}.json"), found, threads)
     wait_for_all()
     dist.destroy_process_group()

@@ -13,7 +13,13 @@ from parallel.planner.measuring.engine_steps import alone_tasks, group_tasks, me
 from parallel.planner.measuring.kernels import attention_cases, elementwise_cases, product_cases
 from parallel.planner.measuring.rounds import Stopwatch, TimedCase, time_cases
 
-ROUNDS = {"products": 3, "attention": 5, "elementwise": 5, "collectives": 9, "samples": 4}
+ROUNDS = {
+    "products": 3,
+    "attention": 5,
+    "elementwise": 5,
+    "collectives": 9,
+    "samples": 3,
+}  # samples in each of two turns
 
 Meet = Callable[[], None]  # returns when all ranks are there
 Report = Callable[[str], None]
@@ -29,20 +35,20 @@ class Measured:
 
 
 def measure_alone(
-    device: torch.device, precisions: Iterable[str], *, processor: bool, meet: Meet, report: Report
+    device: torch.device, precisions: Iterable[str], *, kernels: bool, processor: bool, meet: Meet, report: Report
 ) -> Measured:
     """Kernels and steps of one process, on a process group of this rank alone. Other ranks measure the same at once.
 
-    `processor`: see Stopwatch.
+    Without `kernels`, only the steps. `processor`: see Stopwatch.
     """
     watch, rows = Stopwatch(device, processor), dict[str, list[Any]]()
     for precision in precisions:
-        kernels: dict[str, Iterable[TimedCase]] = {
+        tables: dict[str, Iterable[TimedCase]] = {
             "products": product_cases(device, precision),
             "attention": attention_cases(device, precision),
             "elementwise": elementwise_cases(device, precision),
         }
-        for name, cases in kernels.items():
+        for name, cases in tables.items() if kernels else ():
             meet()
             started_at = time.perf_counter()
             found = time_cases(list(cases), watch, rounds=ROUNDS[name])
@@ -53,14 +59,20 @@ def measure_alone(
     return Measured(rows, watch.spreads, watch.waiting)
 
 
-def measure_group(device: torch.device, precisions: Iterable[str], *, ranks: int, report: Report) -> Measured:
-    """Messages among all ranks of the process group, and steps of its layouts. Collective."""
+def measure_group(
+    device: torch.device, precisions: Iterable[str], *, ranks: int, messages: bool, report: Report
+) -> Measured:
+    """Messages among all ranks of the process group, and steps of its layouts. Collective.
+
+    Without `messages`, only the steps.
+    """
     watch, rows = Stopwatch(device, processor=False), dict[str, list[Any]]()
-    started_at = time.perf_counter()
-    sizes = [size for size in range(2, ranks + 1) if ranks % size == 0]
-    cases = [case for size in sizes for case in collective_cases(device, size)]
-    rows["collectives"] = time_cases(cases, watch, rounds=ROUNDS["collectives"])
-    report(f"messages: {len(rows['collectives'])} in {time.perf_counter() - started_at:.1f} s")
+    if messages:
+        started_at = time.perf_counter()
+        sizes = [size for size in range(2, ranks + 1) if ranks % size == 0]
+        cases = [case for size in sizes for case in collective_cases(device, size)]
+        rows["collectives"] = time_cases(cases, watch, rounds=ROUNDS["collectives"])
+        report(f"messages: {len(rows['collectives'])} in {time.perf_counter() - started_at:.1f} s")
     for precision in precisions:
         wait_for_all()
         tasks = group_tasks(device, precision, ranks)

@@ -26,7 +26,7 @@ from launch.profiling.machine_profile import (
     threads_here,
     usual_ranks,
 )
-from parallel.planner.machine.profile import SCHEMA, ProductTime, write_profile
+from parallel.planner.machine.profile import SCHEMA, ProductTime, RanksTables, write_profile
 from parallel.planner.published.validate import covering_spread
 
 
@@ -93,6 +93,22 @@ def test_rows_of_ranks_are_joined_by_the_mean_of_their_seconds():
     row = ProductTime("fp32", "forward", 4, 4, 4, 1.0)
     other = dataclasses.asdict(replace(row, seconds=3.0))
     assert profile_ranks._mean(ProductTime, [dataclasses.asdict(row), other]) == replace(row, seconds=2.0)
+
+
+def test_two_turns_of_steps_are_averaged_and_the_kernels_come_from_the_first(kept):
+    """The speed of a shared host drifts between the steps of one process and those of several."""
+    _, profile = kept
+    first = profile.by_ranks[1]
+    slower = [replace(each, step=3 * each.step, forward=3 * each.forward) for each in first.samples]
+    found = profile_ranks.joined(first, RanksTables(2, first.threads, 0.04, 0.5, samples=tuple(slower)))
+    assert (found.products, found.collectives) == (first.products, first.collectives)
+    assert [each.step for each in found.samples] == pytest.approx([2 * each.step for each in first.samples])
+    assert [replace(a, forward=0.0, step=0.0) for a in found.samples] == [
+        replace(b, forward=0.0, step=0.0) for b in first.samples
+    ]
+    assert (found.spread, found.waiting) == (pytest.approx(0.03), 0.5)
+    for again, parts in ((False, (4, 2)), (True, (1, 1))):
+        assert profile_ranks.parts_of(2, ["bf16"], again=again) == parts
 
 
 @pytest.mark.parametrize(
