@@ -4,7 +4,7 @@
 
 Without --profile it measures one first, and keeps it as `triaxial doctor --measure` does. Each layout is a real
 `triaxial train` of random tokens in a fresh process, once in each round; its step time is the median of all rounds
-without the first steps of each run. Nothing is fitted to these runs. Use an idle machine: the profile takes about 2
+without the first steps of each run. Nothing is fitted to these runs. Use an idle machine: the profile takes about 3
 minutes on two cores, each round of 12 layouts about 5. A second table shows the predicted parts of each layout's step.
 """
 

@@ -29,7 +29,7 @@ from parallel.planner.machine.profile import (
 
 MAX_RANKS = 8  # measured without being asked
 BUSY_SPREAD, BUSY_WAITING = 0.15, 0.10
-SPREAD = 0.11  # of log(measured / predicted): covers 90% of the 12 layouts in docs/results/training/planner.md
+SPREAD = 0.076  # of log(measured / predicted): covers 90% of the 12 layouts in docs/results/training/planner.md
 
 
 def identity_here() -> MachineIdentity:
