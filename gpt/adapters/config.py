@@ -9,6 +9,7 @@ from typing import Any, Literal
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 
+BASE = "base"  # key in the state of a checkpoint that holds adapters alone: its base model
 _MARK = ".adapter."  # in the names of an adapter's parameters: blocks.0.attention.q.adapter.a
 
 

@@ -1,4 +1,4 @@
-"""Classifiers of texts: a taxonomy's categories from the hidden state of a text's last token (arXiv 2208.03274)."""
+"""Classifiers of texts: a taxonomy's categories from the hidden states of a text's tokens (arXiv 2208.03274)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

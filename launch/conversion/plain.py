@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gpt.adapters.config import adapter_of, adapter_shapes, is_adapter
+from gpt.adapters.config import BASE, adapter_of, adapter_shapes, is_adapter
 from gpt.convert.round_trip import round_trip
 from gpt.errors import ConfigError
 from gpt.files.atomic import partial_folder
@@ -41,7 +41,6 @@ from launch.conversion.sources import checkpoint_source, copy_folders, copy_toke
 from launch.processes.terminal import tensor_progress
 from launch.runs.imported_run import HUGGING_FACE, MODEL
 from launch.runs.saved_run import SavedRun
-from parallel.adapters.base import BASE
 from parallel.checkpoint.files import write_file
 from parallel.checkpoint.folders import step_name
 from parallel.checkpoint.handle import verify_checkpoint

@@ -33,7 +33,7 @@ class TextFeatures:
         if self.classifier.config.pool == "attention":
             raise ConfigError(
                 "objective.pool = 'attention' is invalid here: its heads learn which tokens to read, so they cannot be "
-                "fitted to one vector for each text. Train them with `triaxial train`, or set it to 'mean'"
+                "fitted to one vector for each text. Train a new run with objective.pool = 'mean' for them"
             )
 
     def batch(self, samples: Samples) -> Batch:

@@ -259,10 +259,11 @@ def plan_model(config: RunConfig, source: Path, world_size: int, *, key: str, ki
 def pool_of(state: dict[str, Any]) -> Pool:
     """How the scalar head of a checkpoint with this state is read. The value model of a PPO run has its own pool."""
     objective = state["config"].get("objective", {})
+    pool: Pool = "last"
     if objective.get("kind") == "ppo":
-        pool: Pool = state["loop"]["phases"].get("value_pool", "last")
-    else:
-        pool = objective.get("pool", "last")
+        pool = state["loop"]["phases"].get("value_pool", pool)
+    elif objective.get("kind") == "reward":
+        pool = objective.get("pool", pool)
     return pool
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from gpt.adapters.config import BASE
 from gpt.data.dataset import TrainingData, ValidationData
 from gpt.data.fingerprint import fingerprint
 from gpt.health.watchers import Heartbeat
@@ -57,7 +58,7 @@ from launch.training.prediction import keep_prediction, known_machine
 from launch.training.recipe_warnings import recipe_warnings
 from launch.training.resume import RunStart, check_run_directory, find_start, known_restart
 from launch.training.summary import describe, how_it_ended, mark_ending, prepare_run_directory, write_summary
-from parallel.adapters.base import BASE, reference_to
+from parallel.adapters.base import reference_to
 from parallel.agreement import wait_for_all
 from parallel.checkpoint.local_tier import discard_all_local
 from parallel.engines.settings import sharding_signature

@@ -7,11 +7,10 @@ the digests of all its files.
 import os
 from pathlib import Path
 
+from gpt.adapters.config import BASE
 from gpt.errors import ConfigError
 from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
 from parallel.checkpoint.manifest import MANIFEST, manifest_digest
-
-BASE = "base"  # key in a checkpoint's state
 
 
 def reference_to(base: Checkpoint, run_directory: Path) -> dict[str, str]:

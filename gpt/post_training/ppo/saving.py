@@ -7,6 +7,7 @@ RUN/ema/checkpoints/    the moving average of the policy's weights; RUN/ema work
 
 from pathlib import Path
 
+from gpt.adapters.config import BASE
 from gpt.errors import ConfigError, file_error
 from gpt.post_training.ppo.models import PPOModels, agree
 from gpt.post_training.ppo.state import PPOState
@@ -36,6 +37,7 @@ class PPOSaver:
         ConfigError if it fails and must succeed, or if too many in a row have failed.
         """
         contents = self.saver.contents(state.to_loop())
+        contents.pop(BASE, None)  # only the policy has adapters
         kept = self.run.retention
         # One more than of the policy: while a policy's checkpoint is there, so are those of its step.
         keep = Retention(kept.last + 1, kept.permanent)

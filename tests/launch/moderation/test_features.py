@@ -22,5 +22,7 @@ def test_hidden_states_are_values_of_d_numbers():
 
 def test_attention_has_no_features():
     classifier = ClassifierConfig(pool="attention").build(z_loss=0.0)
-    with pytest.raises(ConfigError, match=r"objective\.pool = 'attention' is invalid here: .*, or set it to 'mean'$"):
+    with pytest.raises(
+        ConfigError, match=r"objective\.pool = 'attention' is .*\. Train a new run with objective\.pool = 'mean'"
+    ):
         TextFeatures(classifier, 8)

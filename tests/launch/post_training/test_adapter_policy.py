@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gpt.adapters.config import is_adapter
+from gpt.adapters.config import BASE, is_adapter
 from gpt.errors import ConfigError
 from launch.config.run_config import read_run_config
 from launch.main import main
@@ -62,6 +62,10 @@ def test_checkpoints_of_adapters_alone_resume_with_the_same_bits(runs: Path, kin
     assert parts.keys() == trained
     for name in trained:
         assert torch.equal(whole[name], parts[name]), name
+    if kind == "ppo":
+        value, _ = find_latest(runs / kind / "parts" / "value" / "checkpoints")
+        assert value is not None
+        assert BASE not in value.state, "it is a whole model"
     policy, same = (dict(load_run(runs / kind / name).model.named_parameters()) for name in ("whole", "parts"))
     for name, parameter in policy.items():
         assert torch.equal(parameter, same[name]), name
