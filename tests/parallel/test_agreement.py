@@ -7,6 +7,8 @@ import errno
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from gpt.errors import ConfigError
 from parallel.agreement import (
@@ -30,6 +32,19 @@ def test_one_process_agrees_with_itself(group) -> None:
     assert combine(5, lambda values: [*values, 6], group) == [5, 6]
     assert run_on_all_ranks(lambda: 5, group, path=PATH) == 5
     assert gather_scatter(lambda: 5, lambda values: [sum(values) + 1], group, path=PATH) == 6
+
+
+def test_a_group_of_one_rank_sends_nothing() -> None:
+    """Values are the same objects: gloo's thread would get OpenMP threads, which slow those of the training."""
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        value = bytearray(100_000)
+        assert broadcast_object(value, None) is value
+        assert run_on_all_ranks(lambda: value, None, path=PATH) is value
+        assert combine(value, lambda values: values[0], None) is value
+        assert gather_scatter(lambda: value, lambda values: values, None, path=PATH) is value
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
