@@ -143,7 +143,8 @@ def account(rows: Sequence[Row]) -> Account:
             seconds[phase] = seconds.get(phase, 0.0) + s
     seconds.setdefault(TRAINING, 0.0)
     seconds[REPEATED], repeated_steps = 0.0, 0
-    for phase in OF_STEPS if seconds[TRAINING] else ():  # a run that only samples finds all its rollouts in files
+    only_samples = "rollouts" in seconds and not seconds[TRAINING]
+    for phase in () if only_samples else OF_STEPS:  # a run that only samples finds all its rollouts in files
         lost_s, lost_steps = _repeated(by_process.values(), phase)
         if lost_s:
             seconds[phase] -= lost_s
