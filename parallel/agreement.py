@@ -4,8 +4,8 @@ Small Python objects travel pickled, as in torch.distributed's object collective
 receives only its answer, for any number of ranks; only rank 0 receives messages from each rank.
 
 A group of one rank sends nothing. The thread of gloo that handles a large message gets OpenMP threads of its own, and
-with more threads than cores OpenMP's threads sleep after each kernel: a process of two threads trained at 0.87 times
-the speed.
+with more threads than cores OpenMP's threads sleep after each kernel. A process of two threads trained at 0.82 times
+the speed (docs/results/training/training_step.md).
 """
 
 import warnings
