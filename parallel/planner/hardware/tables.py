@@ -86,6 +86,7 @@ class Stack:
     whole_recompute: bool = False
     tensor_messages: float = 4.0
     gathered_logits: bool = False
+    scatters_sends: bool = False
     optimizer_bytes: float = 40.0
     accumulate_bytes: float = 10.0
     schedule_unknown: Literal["1f1b", "interleaved_1f1b"] = "interleaved_1f1b"

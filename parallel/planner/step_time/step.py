@@ -55,7 +55,7 @@ def step_time(job: Job, cluster: Cluster, stack: Stack, *, simulate: bool = True
     if cluster.machine is not None:
         return _measured(job, cluster.machine, stack)
     forward, backward = _stages(job, cluster, stack)
-    message = _message_s(job, cluster)
+    message = _message_s(job, cluster, stack)
     waits = message * stack.pipeline if job.pipeline > 1 else 0.0
     gathers_f, gathers_b = _exposed_gathers(job, cluster, stack, (forward, backward))
     times_f = [f.total * stack.overhead + g + waits for f, g in zip(forward, gathers_f, strict=True)]
@@ -123,10 +123,11 @@ def _stages_of_busiest(job: Job, times: list[float]) -> list[int]:
     return max(own.values(), key=lambda stages: sum(times[i] for i in stages))
 
 
-def _message_s(job: Job, cluster: Cluster) -> float:
+def _message_s(job: Job, cluster: Cluster, stack: Stack) -> float:
     if job.pipeline == 1:
         return 0.0
-    nbytes = job.rows * job.model.d_model * (4 if job.precision == "fp32" else 2) / job.sequence_shares
+    shares = job.tensor if stack.scatters_sends else job.sequence_shares
+    nbytes = job.rows * job.model.d_model * (4 if job.precision == "fp32" else 2) / shares
     return send_s(nbytes, cluster, stride=job.tensor * job.context * job.data)
 
 
