@@ -189,9 +189,11 @@ def one_fold(whole: GPT, cache: Cache, labels: np.ndarray, parts: tuple, args: a
     }
 
 
-def main() -> None:
-    args = _arguments()
-    torch.set_num_threads(1)
+def opened_folds(args: argparse.Namespace) -> tuple[list[str], np.ndarray, GPT, Cache, np.ndarray]:
+    """The texts, their labels (n, c) with "any" last, the trunk, its frozen states, and the fold of each text (n,).
+
+    The states are computed once and kept in `args.out`.
+    """
     texts, labels = samples(args.data)
     kept = [i for i, category in enumerate(CATEGORIES) if category != LEFT_OUT]
     labels = np.column_stack((labels[:, kept], any_label(labels)))
@@ -205,9 +207,16 @@ def main() -> None:
         torch.save(cache.__dict__, file)
     cache = Cache(**torch.load(file, weights_only=False))
     fold = np.random.default_rng(SEED).permutation(len(texts)) % FOLDS
+    return texts, labels, opened.model, cache, fold
+
+
+def main() -> None:
+    args = _arguments()
+    torch.set_num_threads(1)
+    texts, labels, whole, cache, fold = opened_folds(args)
     if args.inner:
         test = np.flatnonzero(fold == 1)
-        found = one_fold(opened.model, cache, labels, (np.flatnonzero(fold > 1), test), args, SEED)
+        found = one_fold(whole, cache, labels, (np.flatnonzero(fold > 1), test), args, SEED)
         np.savez(args.out / f"inner-{args.first}-{args.last}.npz", **found)
         for name, logits in found.items():
             values = [average_precision(labels[test, i], logits[:, i]) for i in range(len(NAMES))]
@@ -219,7 +228,7 @@ def main() -> None:
             rows = np.random.default_rng(SEED).permutation(np.flatnonzero(fold != i))
             parts = np.sort(rows[: round(args.share * len(rows))]), np.flatnonzero(fold == i)
             print(f"fold {i}", flush=True)
-            np.savez(args.out / f"fold{i}.npz", **one_fold(opened.model, cache, labels, parts, args, SEED + i))
+            np.savez(args.out / f"fold{i}.npz", **one_fold(whole, cache, labels, parts, args, SEED + i))
     _report(args, texts, labels, fold)
 
 

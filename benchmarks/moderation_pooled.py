@@ -16,18 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from moderation_data import CATEGORIES, samples
-from moderation_finetune import NAMES, PARENTS, Cache, by_length, frozen_states, of_folds, outputs_of, pieces_of, train
-from moderation_folds import FOLDS, LEFT_OUT, SEED, compare, word_scores
+from moderation_finetune import NAMES, PARENTS, Cache, by_length, of_folds, opened_folds, outputs_of, train
+from moderation_folds import FOLDS, SEED, compare, word_scores
 
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
 from gpt.moderation.heads import CategoryHead, constrained
 from gpt.moderation.loss import ClassifierLoss
 from gpt.moderation.measures.intervals import measure_interval
-from gpt.moderation.measures.ranking import any_label, average_precision
+from gpt.moderation.measures.ranking import average_precision
 from gpt.moderation.pooling import AttentionOverText
-from launch.runs.saved_run import load_run
 
 
 def pooled_part(whole: GPT, args: argparse.Namespace, seed: int) -> GPT:
@@ -75,23 +73,11 @@ def one_fold(
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(1)
-    texts, labels = samples(args.data)
-    kept = [i for i, category in enumerate(CATEGORIES) if category != LEFT_OUT]
-    labels = np.column_stack((labels[:, kept], any_label(labels)))
-    opened = load_run(args.run)
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / f"cache-{args.first}-{args.last}-{args.tokens}.pt"
-    if not file.exists():
-        end = opened.saved.tokenizer.end_of_document_id
-        pieces = [pieces_of(one, args.tokens, end) for one in opened.saved.tokenizer.encode_batch(texts)]
-        cache = frozen_states(opened.model, pieces, first=args.first, last=args.last, dtype=torch.bfloat16)
-        torch.save(cache.__dict__, file)
-    cache = Cache(**torch.load(file, weights_only=False))
-    fold = np.random.default_rng(SEED).permutation(len(texts)) % FOLDS
+    texts, labels, whole, cache, fold = opened_folds(args)
     print(f"ready: {time.process_time():.0f} s of processor time", flush=True)
     if args.inner:
         test = np.flatnonzero(fold == 1)
-        logits = one_fold(opened.model, cache, labels, (np.flatnonzero(fold > 1), test), args, SEED)
+        logits = one_fold(whole, cache, labels, (np.flatnonzero(fold > 1), test), args, SEED)
         values = [average_precision(labels[test, i], logits[:, i]) for i in range(len(NAMES))]
         each = " ".join(f"{one} {value:.3f}" for one, value in zip(NAMES, values, strict=True))
         print(f"mean {np.mean(values):.3f}  {each}")
@@ -100,9 +86,7 @@ def main() -> None:
         if not (args.out / f"pooled-fold{i}.npz").exists():
             print(f"fold {i}", flush=True)
             parts = np.flatnonzero(fold != i), np.flatnonzero(fold == i)
-            np.savez(
-                args.out / f"pooled-fold{i}.npz", pooled=one_fold(opened.model, cache, labels, parts, args, SEED + i)
-            )
+            np.savez(args.out / f"pooled-fold{i}.npz", pooled=one_fold(whole, cache, labels, parts, args, SEED + i))
     _report(args, texts, labels, fold)
 
 
